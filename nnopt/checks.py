@@ -1,0 +1,118 @@
+"""Argument checks with one form of error message: the argument, the rule, the value received.
+
+Every constructor of the package calls these, so that a wrong value fails where it was written
+and not three hours into a training run.
+"""
+
+import math
+import numbers
+
+
+def check_number(name, value, *, above=None, at_least=None, below=None, at_most=None):
+    """Returns `value` as a float, or says which rule it breaks.
+
+    Args:
+        name: Name of the argument, for the message.
+        value: What the caller passed. Booleans, strings, arrays and tensors are no numbers.
+        above: Exclusive lower bound.
+        at_least: Inclusive lower bound.
+        below: Exclusive upper bound.
+        at_most: Inclusive upper bound.
+
+    Raises:
+        TypeError: `value` is not a real number.
+        ValueError: `value` is NaN, infinite or out of its bounds.
+
+    Example:
+
+    >>> check_number("rate", 0.5, above=0)
+    0.5
+    >>> check_number("rate", -1, above=0)
+    Traceback (most recent call last):
+    ...
+    ValueError: `rate` must be a finite number > 0. Received: rate=-1
+    """
+    rule = "a finite number" + _bounds(above, at_least, below, at_most)
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"`{name}` must be {rule}. Received: {name}={value!r} (of type {type(value).__name__})")
+    try:
+        result = float(value)
+    except OverflowError:
+        result = math.inf
+    if not math.isfinite(result) or not _within(result, above, at_least, below, at_most):
+        raise ValueError(f"`{name}` must be {rule}. Received: {name}={value!r}")
+    return result
+
+
+def check_integer(name, value, *, at_least=None, at_most=None):
+    """Returns `value` as an int, or says which rule it breaks. A float is no integer, not even 3.0.
+
+    Args:
+        name: Name of the argument, for the message.
+        value: What the caller passed.
+        at_least: Inclusive lower bound.
+        at_most: Inclusive upper bound.
+
+    Raises:
+        TypeError: `value` is not an integer.
+        ValueError: `value` is out of its bounds.
+
+    Example:
+
+    >>> check_integer("steps", 10, at_least=1)
+    10
+    >>> check_integer("steps", 2.5, at_least=1)
+    Traceback (most recent call last):
+    ...
+    TypeError: `steps` must be an integer >= 1. Received: steps=2.5 (of type float)
+    """
+    rule = "an integer" + _bounds(None, at_least, None, at_most)
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"`{name}` must be {rule}. Received: {name}={value!r} (of type {type(value).__name__})")
+    if not _within(value, None, at_least, None, at_most):
+        raise ValueError(f"`{name}` must be {rule}. Received: {name}={value!r}")
+    return int(value)
+
+
+def check_boolean(name, value):
+    """Returns `value` if it is True or False, and raises TypeError otherwise.
+
+    Example:
+
+    >>> check_boolean("staircase", True)
+    True
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"`{name}` must be True or False. Received: {name}={value!r} (of type {type(value).__name__})")
+    return value
+
+
+def check_choice(name, value, choices):
+    """Returns `value` if it is one of `choices` (strings).
+
+    Raises:
+        TypeError: `value` is not a string.
+        ValueError: `value` is none of the choices.
+
+    Example:
+
+    >>> check_choice("anneal", "cos", ("cos", "linear"))
+    'cos'
+    """
+    rule = "one of " + ", ".join(repr(choice) for choice in choices)
+    if not isinstance(value, str):
+        raise TypeError(f"`{name}` must be {rule}. Received: {name}={value!r} (of type {type(value).__name__})")
+    if value not in choices:
+        raise ValueError(f"`{name}` must be {rule}. Received: {name}={value!r}")
+    return value
+
+
+def _bounds(above, at_least, below, at_most):
+    rules = [(">", above), (">=", at_least), ("<", below), ("<=", at_most)]
+    return " and".join(f" {sign} {bound:g}" if bound < 1e6 else f" {sign} {bound}"
+                       for sign, bound in rules if bound is not None)
+
+
+def _within(value, above, at_least, below, at_most):
+    return ((above is None or value > above) and (at_least is None or value >= at_least)
+            and (below is None or value < below) and (at_most is None or value <= at_most))
