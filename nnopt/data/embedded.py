@@ -1,0 +1,162 @@
+"""Data that come with the installation, so that a chapter runs without a network."""
+
+import dataclasses
+
+import numpy as np
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from nnopt.checks import check_boolean, check_integer, check_number
+
+HELD_OUT = 360  # examples of `digits` for validation, and as many for the test
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Dataset:
+    """Three disjoint parts of one data set, each a pair (x, y) of arrays of equal length.
+
+    Args:
+        train: What a model is fitted to.
+        validation: What chooses between models: rates, epochs, sizes.
+        test: What is looked at once, at the end.
+        classes: Number of classes, where y holds labels 0 ... classes - 1; else None.
+        description: Source, size and licence in a sentence or two.
+
+    Raises:
+        ValueError: A part is no pair, or its x and y differ in length.
+
+    Example:
+
+    >>> x, y = np.zeros((6, 2)), np.arange(6) % 2
+    >>> Dataset((x[:4], y[:4]), (x[4:5], y[4:5]), (x[5:], y[5:]), classes=2)
+    Dataset(train=4, validation=1, test=1, classes=2)
+    """
+
+    train: tuple
+    validation: tuple
+    test: tuple
+    classes: int | None = None
+    description: str = ""
+
+    def __post_init__(self):
+        for name in ("train", "validation", "test"):
+            part = getattr(self, name)
+            if not isinstance(part, (tuple, list)) or len(part) != 2 or len(part[0]) != len(part[1]):
+                raise ValueError(f"`{name}` must be a pair (x, y) of equal length. Received: {name}={part!r}")
+
+    def __repr__(self):
+        sizes = ", ".join(f"{name}={len(getattr(self, name)[1])}" for name in ("train", "validation", "test"))
+        return f"Dataset({sizes}, classes={self.classes})"
+
+
+def digits(seed=0, *, images=False):
+    """Returns scikit-learn's 1,797 handwritten digits, split once and for all: 1,077 / 360 / 360.
+
+    Each part holds the ten classes in the same proportions. The files come with scikit-learn: nothing is fetched.
+
+    Args:
+        seed: Integer >= 0 that decides the split. Results of different splits are not comparable: keep it.
+        images: If True, x is of shape (examples, 8, 8, 1) rather than (examples, 64).
+
+    Returns:
+        A `Dataset`: x float32 in 0 ... 1, y int32 in 0 ... 9.
+
+    Raises:
+        TypeError, ValueError: `seed` is no integer >= 0, or `images` no boolean.
+
+    Example:
+
+    >>> data = digits()
+    >>> data
+    Dataset(train=1077, validation=360, test=360, classes=10)
+    >>> data.train[0].shape, digits(images=True).train[0].shape
+    ((1077, 64), (1077, 8, 8, 1))
+
+    Reference: Alpaydin and Kaynak 1998, Optical Recognition of Handwritten Digits (UCI repository, CC BY 4.0).
+    """
+    seed = check_integer("seed", seed, at_least=0, at_most=2**32 - 1)
+    shape = (-1, 8, 8, 1) if check_boolean("images", images) else (-1, 64)
+    pixels, labels = load_digits(return_X_y=True)
+    x, y = (pixels / 16).astype("float32").reshape(shape), labels.astype("int32")
+    rest, test = train_test_split(np.arange(len(y)), test_size=HELD_OUT, random_state=seed, stratify=y)
+    train, validation = train_test_split(rest, test_size=HELD_OUT, random_state=seed, stratify=y[rest])
+    parts = [(x[part], y[part]) for part in (train, validation, test)]
+    description = "1,797 handwritten digits of 8x8 pixels (Alpaydin and Kaynak 1998, UCI, CC BY 4.0), from scikit-learn"
+    return Dataset(*parts, classes=10, description=description)
+
+
+def subsample(dataset, examples, seed):
+    """Returns the data set with fewer training examples, in the same class proportions; the other parts are kept.
+
+    Each class's share is kept to within one example. With one seed a smaller subsample is contained in a larger one, so
+    that a learning curve adds examples rather than exchanging them.
+
+    Args:
+        dataset: A `Dataset` whose training y holds integer labels, of shape (examples,).
+        examples: Number of training examples to keep, from 1 to all of them.
+        seed: Integer >= 0 that decides which.
+
+    Raises:
+        TypeError, ValueError: An argument is of the wrong type or out of its range.
+
+    Example:
+
+    >>> few = subsample(digits(), examples=20, seed=0)
+    >>> np.bincount(few.train[1])
+    array([2, 2, 2, 2, 2, 2, 2, 2, 2, 2])
+    """
+    x, y = dataset.train
+    _check_labels(y)
+    examples = check_integer("examples", examples, at_least=1, at_most=len(y))
+    order = np.random.default_rng(check_integer("seed", seed, at_least=0)).permutation(len(y))
+    # The k-th example drawn from a class of n stands at (k + 1/2) / n: the first few hold all classes alike.
+    place = np.empty(len(y))
+    for label in np.unique(y):
+        members = order[y[order] == label]
+        place[members] = (np.arange(len(members)) + 0.5) / len(members)
+    kept = np.sort(order[np.argsort(place[order], kind="stable")[:examples]])
+    return dataclasses.replace(dataset, train=(x[kept], y[kept]))
+
+
+def label_noise(dataset, share, seed):
+    """Returns the data set with a share of its training labels drawn anew; validation and test stay clean.
+
+    `round(share * examples)` examples get a label that is uniform over all classes, the right one included, so about
+    `share * (1 - 1 / classes)` of the labels are wrong and share=1 tells nothing about the classes. With one seed a
+    larger share changes the same labels to the same values, and more.
+
+    Args:
+        dataset: A `Dataset` of labels 0 ... classes - 1.
+        share: Share of the training labels to draw anew, in [0, 1].
+        seed: Integer >= 0 that decides which and to what.
+
+    Raises:
+        TypeError, ValueError: An argument is of the wrong type or out of its range.
+
+    Example:
+
+    >>> data = digits()
+    >>> noisy = label_noise(data, share=0.4, seed=0)
+    >>> round(float(np.mean(noisy.train[1] != data.train[1])), 1)
+    0.4
+
+    Reference: Zhang et al. 2017, Understanding deep learning requires rethinking generalization, section 2.1.
+    """
+    x, y = dataset.train
+    _check_labels(y)
+    share = check_number("share", share, at_least=0, at_most=1)
+    if dataset.classes is None:
+        raise ValueError(f"`dataset` must state its number of classes. Received: dataset={dataset!r}")
+    random = np.random.default_rng(check_integer("seed", seed, at_least=0))
+    chosen = random.permutation(len(y))[: round(share * len(y))]
+    noisy = y.copy()
+    noisy[chosen] = random.integers(dataset.classes, size=len(y))[: len(chosen)]
+    return dataclasses.replace(dataset, train=(x, noisy))
+
+
+def _check_labels(y):
+    if np.ndim(y) != 1 or not np.issubdtype(np.asarray(y).dtype, np.integer):
+        raise ValueError(
+            "`dataset` must hold integer labels of shape (examples,). "
+            f"Received: an array of shape {np.shape(y)} and type {np.asarray(y).dtype}"
+        )

@@ -1,0 +1,5 @@
+"""Model families, one file each, named as the article names them."""
+
+from nnopt.models.feedforward import mlp
+
+__all__ = ["mlp"]
