@@ -1,0 +1,384 @@
+"""`nnopt.sweep`: stacked runs are the runs of a plain Keras loop, each on its own."""
+
+import random
+from functools import partial
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import nnopt
+from nnopt.data.ordered import epoch_order
+
+STACKS = keras.backend.backend() in ("tensorflow", "jax")
+only_stacked = pytest.mark.skipif(not STACKS, reason="runs are trained one after the other on this backend")
+
+cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def small_data(shape=(8,), examples=80, seed=0):
+    """A learnable three-class problem whose last batch is smaller than the others."""
+    generator = np.random.default_rng(seed)
+    x = generator.normal(size=(examples + 48, *shape)).astype("float32")
+    y = x.reshape(len(x), -1)[:, :3].argmax(axis=1).astype("int32")
+    parts = np.split(np.arange(len(x)), [examples, examples + 24])
+    train, validation, test = [(x[rows], y[rows]) for rows in parts]
+    return SimpleNamespace(train=train, validation=validation, test=test)
+
+
+def dense(units=16, rate=0.0, l2=None):
+    middle = [layers.Dropout(rate)] if rate else []
+    penalty = keras.regularizers.L2(l2) if l2 else None
+    first = layers.Dense(units, activation="relu", kernel_regularizer=penalty)
+    return keras.Sequential([keras.Input((8,)), first, *middle, layers.Dense(3)])
+
+
+def normalized():
+    return keras.Sequential(
+        [keras.Input((8,)), layers.Dense(16, use_bias=False), layers.BatchNormalization(), layers.ReLU(), layers.Dense(3)]
+    )
+
+
+def gated():
+    return keras.Sequential([keras.Input((5, 4)), layers.GRU(8), layers.Dense(3)])
+
+
+def attentive():
+    inputs = keras.Input((5, 4))
+    attended = layers.MultiHeadAttention(num_heads=2, key_dim=4)(inputs, inputs)
+    return keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling1D()(attended)))
+
+
+def convolutional():
+    return keras.Sequential([keras.Input((4, 4, 1)), layers.Conv2D(4, 3), layers.Flatten(), layers.Dense(3)])
+
+
+NETWORKS = {"dense": (dense, (8,)), "normalized": (normalized, (8,)), "gated": (gated, (5, 4)),
+            "attentive": (attentive, (5, 4)), "convolutional": (convolutional, (4, 4, 1))}  # fmt: skip
+OPTIMIZERS = {
+    "sgd": partial(keras.optimizers.SGD, learning_rate=0.05),
+    "momentum": partial(keras.optimizers.SGD, learning_rate=0.02, momentum=0.9),
+    "nesterov": partial(keras.optimizers.SGD, learning_rate=0.02, momentum=0.9, nesterov=True),
+    "rmsprop": partial(keras.optimizers.RMSprop, learning_rate=0.002),
+    "adam": partial(keras.optimizers.Adam, learning_rate=0.005),
+    "adamw": partial(keras.optimizers.AdamW, learning_rate=0.005, weight_decay=0.05),
+}
+
+
+def plain_keras_loop(build, optimizer, data, seed, epochs, batch_size=32):
+    """Returns the curves of one run, written as one would without nnopt."""
+    keras.utils.set_random_seed(seed)
+    model = build()
+    # Eagerly: nine steps take less time than compiling them.
+    model.compile(optimizer=optimizer, loss=cross_entropy, metrics=["accuracy"], run_eagerly=True)
+    x, y = data.train
+    curves = {name: [] for name in ("loss", "accuracy", "val_loss", "val_accuracy")}
+    for epoch in range(epochs):
+        order = epoch_order(len(y), seed, epoch)
+        log = model.fit(x[order], y[order], batch_size=batch_size, shuffle=False, verbose=0).history
+        scores = [log["loss"][0], log["accuracy"][0], *model.evaluate(*data.validation, verbose=0)]
+        for curve, score in zip(curves.values(), scores):
+            curve.append(float(score))
+    return {name: np.array(curve) for name, curve in curves.items()}, model
+
+
+def assert_equals_plain_runs(build, optimizer, data, result, arguments=lambda run: {}):
+    for number, run in enumerate(result.runs):
+        curves, model = plain_keras_loop(build, optimizer(**arguments(run)), data, run["seed"], epochs=3)
+        for name, curve in curves.items():
+            np.testing.assert_allclose(result.history[name][number], curve, rtol=1e-4, atol=1e-6, err_msg=name)
+        for ours, theirs in zip(result.model(number).get_weights(), model.get_weights()):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+@only_stacked
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("network", ["dense", "normalized", "gated", "attentive"])
+def test_stacked_run_equals_plain_keras_loop(network, optimizer):
+    build, shape = NETWORKS[network]
+    data = small_data(shape)
+    result = nnopt.sweep(build, data, OPTIMIZERS[optimizer], seeds=[3, 0], epochs=3, progress=False)
+    assert_equals_plain_runs(build, OPTIMIZERS[optimizer], data, result)
+
+
+def test_convolution_and_one_by_one_training_equal_plain_keras_loop():
+    data = small_data((4, 4, 1))
+    for stacked in (True, False):
+        result = nnopt.sweep(
+            convolutional, data, OPTIMIZERS["momentum"], seeds=[1, 2], epochs=3, stacked=stacked, progress=False
+        )
+        assert_equals_plain_runs(convolutional, OPTIMIZERS["momentum"], data, result)
+
+
+def test_every_number_of_a_setting_reaches_its_own_run():
+    data = small_data()
+    schedule = keras.optimizers.schedules.CosineDecay(0.1, 9)
+    rates = {"constant": 0.02, "cosine": schedule}
+    grid = {"learning_rate": rates, "momentum": [0.0, 0.9], "weight_decay": [None, 0.1]}
+    result = nnopt.sweep(dense, data, keras.optimizers.SGD, grid, seeds=[4], epochs=3, progress=False)
+    assert len(result) == 8
+
+    def arguments(run):
+        chosen = {name: run[name] for name in ("momentum", "weight_decay")}
+        return {**chosen, "learning_rate": rates[run["learning_rate"]]}
+
+    assert_equals_plain_runs(dense, keras.optimizers.SGD, data, result, arguments)
+
+
+@pytest.mark.parametrize("name", ["RMSprop", "Adam", "Adamax", "Adagrad", "Adadelta", "Lion", "Nadam", "Ftrl"])
+def test_numbers_of_each_stackable_optimizer_reach_its_runs(name):
+    optimizer = getattr(keras.optimizers, name)
+    numbers = {"RMSprop": {"rho": [0.8, 0.95], "momentum": [0.0, 0.5]}, "Adam": {"beta_1": [0.5, 0.9], "beta_2": [0.9, 0.99]},
+               "Adamax": {"beta_1": [0.5, 0.9]}, "Adagrad": {"epsilon": [1e-7, 0.1]}, "Adadelta": {"rho": [0.5, 0.9]},
+               "Lion": {"beta_1": [0.5, 0.9]}, "Nadam": {"epsilon": [1e-7, 0.1]}, "Ftrl": {}}[name]  # fmt: skip
+    data = small_data()
+    grid = {"learning_rate": [0.003, 0.01], **numbers}
+    result = nnopt.sweep(dense, data, optimizer, grid, seeds=[0], epochs=3, progress=False)
+
+    def arguments(run):
+        return {key: run[key] for key in grid}
+
+    assert_equals_plain_runs(dense, optimizer, data, result, arguments)
+
+
+def test_order_of_runs_is_settings_then_seeds_and_groups_are_put_back():
+    grid = {"units": [4, 8], "learning_rate": [0.1, 0.2]}
+    result = nnopt.sweep(dense, small_data(), keras.optimizers.SGD, grid, seeds=[5, 6], epochs=1, progress=False)
+    expected = [
+        {"units": units, "learning_rate": rate, "seed": seed} for units in (4, 8) for rate in (0.1, 0.2) for seed in (5, 6)
+    ]
+    assert result.runs == expected
+    assert [result.model(number).layers[0].units for number in range(8)] == [4, 4, 4, 4, 8, 8, 8, 8]
+
+
+def test_runs_of_one_seed_start_equal_and_runs_of_two_seeds_do_not():
+    grid = {"learning_rate": [1e-30, 2e-30]}
+    result = nnopt.sweep(dense, small_data(), keras.optimizers.SGD, grid, seeds=[0, 1], epochs=1, progress=False)
+    first, second, other_rate, _ = [result.model(number).get_weights() for number in range(4)]
+    assert all(np.allclose(a, b, atol=1e-20) for a, b in zip(first, other_rate))
+    assert not np.array_equal(first[0], second[0])
+
+
+def test_a_list_of_grids_joins_their_settings():
+    grid = [{"learning_rate": [0.1, 0.2]}, {"learning_rate": [0.3], "momentum": [0.9]}]
+    result = nnopt.sweep(dense, small_data(), keras.optimizers.SGD, grid, seeds=[0], epochs=1, progress=False)
+    assert result.settings == [{"learning_rate": 0.1}, {"learning_rate": 0.2}, {"learning_rate": 0.3, "momentum": 0.9}]
+
+
+def test_stacks_of_limited_size_change_no_run():
+    def train(runs_at_once):
+        grid = {"learning_rate": [0.1, 0.05]}
+        return nnopt.sweep(
+            dense, small_data(), keras.optimizers.Adam, grid, seeds=range(3), epochs=2,
+            runs_at_once=runs_at_once, progress=False,
+        )  # fmt: skip
+
+    whole, pieces = train(128), train(4)
+    assert whole.runs == pieces.runs
+    np.testing.assert_allclose(whole.history["val_loss"], pieces.history["val_loss"], rtol=1e-4)
+
+
+def test_a_diverging_run_becomes_nan_alone():
+    alone = nnopt.sweep(dense, small_data(), keras.optimizers.SGD, {"learning_rate": [0.05]}, seeds=[0], epochs=3,
+                        progress=False)  # fmt: skip
+    grid = {"learning_rate": [0.05, 1e25]}
+    both = nnopt.sweep(dense, small_data(), keras.optimizers.SGD, grid, seeds=[0], epochs=3, progress=False)
+    assert both.diverged.tolist() == [False, True]
+    assert np.isnan(both.history["val_accuracy"][1, -1])
+    np.testing.assert_allclose(both.history["loss"][0], alone.history["loss"][0], rtol=1e-5)
+    assert "1 diverged" in repr(both)
+    assert both.best("val_loss") == {"learning_rate": 0.05}
+    with pytest.raises(ValueError, match="diverged run"):
+        both.select(learning_rate=1e25).best("val_loss")
+
+
+def test_each_run_has_its_own_dropout():
+    def build(seed):
+        ones = keras.initializers.Ones()
+        return keras.Sequential(
+            [keras.Input((8,)), layers.Dropout(0.5), layers.Dense(3, kernel_initializer=ones, name="head")]
+        )
+
+    data = small_data()
+    data.train = (np.ones((32, 8), "float32"), np.zeros(32, "int32"))
+    result = nnopt.sweep(build, data, OPTIMIZERS["sgd"], seeds=range(4), epochs=1, progress=False)
+    kernels = [result.model(number).get_layer("head").get_weights()[0] for number in range(4)]
+    assert all(not np.allclose(kernels[i], kernels[j]) for i in range(4) for j in range(i))
+
+
+def test_dropout_and_penalties_train_as_in_keras():
+    data = small_data()
+    build = partial(dense, l2=0.05)
+    result = nnopt.sweep(build, data, OPTIMIZERS["adam"], seeds=[0, 1], epochs=3, progress=False)
+    assert_equals_plain_runs(build, OPTIMIZERS["adam"], data, result)
+    dropped = nnopt.sweep(partial(dense, rate=0.5), data, OPTIMIZERS["adam"], seeds=[0], epochs=3, progress=False)
+    assert np.isfinite(dropped.final("val_loss")).all()
+
+
+def test_data_of_its_own_for_every_seed():
+    result = nnopt.sweep(
+        dense, lambda seed: small_data(seed=seed), OPTIMIZERS["adam"], seeds=[2, 7], epochs=3, progress=False
+    )
+    for number, seed in enumerate([2, 7]):
+        curves, _ = plain_keras_loop(dense, OPTIMIZERS["adam"](), small_data(seed=seed), seed, epochs=3)
+        np.testing.assert_allclose(result.history["val_loss"][number], curves["val_loss"], rtol=1e-4)
+        np.testing.assert_allclose(result.history["loss"][number], curves["loss"], rtol=1e-4)
+
+
+def test_inputs_may_be_a_dict_and_the_loss_a_name():
+    left, right = keras.Input((4,), name="left"), keras.Input((4,), name="right")
+
+    def build():
+        joined = layers.Concatenate()([left, right])
+        return keras.Model({"left": left, "right": right}, layers.Dense(1)(joined))
+
+    generator = np.random.default_rng(0)
+    x = {"left": generator.normal(size=(40, 4)).astype("float32"), "right": np.ones((40, 4), "float32")}
+    data = SimpleNamespace(train=(x, x["left"].sum(axis=1, keepdims=True)), validation=None, test=None)
+    result = nnopt.sweep(
+        build, data, OPTIMIZERS["adam"], seeds=[0], epochs=2, loss="mean_squared_error", metrics=["mean_absolute_error"],
+        progress=False,
+    )  # fmt: skip
+    assert set(result.history) == {"loss", "mean_absolute_error"}
+    assert result.history["loss"][0, 1] < result.history["loss"][0, 0]
+
+
+def test_test_data_are_evaluated_only_when_asked_for():
+    data = small_data()
+    silent = nnopt.sweep(dense, data, OPTIMIZERS["sgd"], seeds=[0], epochs=1, progress=False)
+    asked = nnopt.sweep(dense, data, OPTIMIZERS["sgd"], seeds=[0], epochs=1, evaluate_on=("test",), progress=False)
+    assert not any(name.startswith("test_") for name in silent.history)
+    assert {"test_loss", "test_accuracy"} < set(asked.history)
+    assert not any(name.startswith("val_") for name in asked.history)
+
+
+def test_a_model_with_its_own_train_step_is_trained_one_by_one_with_a_warning():
+    class Doubled(keras.Model):
+        def train_step(self, *args, **kwargs):
+            return super().train_step(*args, **kwargs)
+
+    def build():
+        inputs = keras.Input((8,))
+        return Doubled(inputs, layers.Dense(3)(inputs))
+
+    data = small_data()
+    arguments = dict(seeds=[0, 1], epochs=2, progress=False)
+    if STACKS:
+        with pytest.warns(UserWarning, match="its own train_step"):
+            own = nnopt.sweep(build, data, OPTIMIZERS["sgd"], **arguments)
+    else:
+        own = nnopt.sweep(build, data, OPTIMIZERS["sgd"], **arguments)
+    plain = nnopt.sweep(lambda: keras.Sequential([keras.Input((8,)), layers.Dense(3)]), data, OPTIMIZERS["sgd"], **arguments)
+    np.testing.assert_allclose(own.history["val_loss"], plain.history["val_loss"], rtol=1e-4)
+
+
+def test_global_random_states_are_left_alone():
+    random.seed(11)
+    np.random.seed(11)
+    expected = random.random(), np.random.random()
+    random.seed(11)
+    np.random.seed(11)
+    nnopt.sweep(dense, small_data(), OPTIMIZERS["sgd"], seeds=[0], epochs=1, progress=False)
+    assert (random.random(), np.random.random()) == expected
+
+
+def test_the_same_sweep_twice_gives_the_same_bits():
+    first, second = [
+        nnopt.sweep(partial(dense, rate=0.3), small_data(), OPTIMIZERS["adam"], seeds=[0, 1], epochs=2, progress=False)
+        for _ in range(2)
+    ]
+    assert all(np.array_equal(first.history[name], second.history[name]) for name in first.history)
+
+
+def test_table_best_select_and_plot_tell_the_same_story():
+    import matplotlib
+
+    matplotlib.use("Agg")
+    grid = {"learning_rate": [1e-4, 0.05]}
+    result = nnopt.sweep(dense, small_data(), keras.optimizers.Adam, grid, seeds=range(3), epochs=3, progress=False)
+    assert result.best("val_loss") == result.best("val_accuracy") == {"learning_rate": 0.05}
+    good = result.select(learning_rate=0.05)
+    assert [run["seed"] for run in good.runs] == [0, 1, 2]
+    table = result.table()
+    rows = table.to_dict("records") if hasattr(table, "to_dict") else table
+    assert rows[1]["val_loss"] == pytest.approx(good.final("val_loss").mean())
+    assert rows[1]["runs"] == 3
+    axes = result.plot("val_loss")
+    assert axes.get_xlabel() == "epoch"
+    assert len(axes.lines) >= 2
+    matplotlib.pyplot.close("all")
+
+
+@only_stacked
+@pytest.mark.parametrize(
+    ("optimizer", "reason"),
+    [
+        (keras.optimizers.Muon, "orthogonalizes"),
+        (keras.optimizers.Lamb, "norm of its weights"),
+        (keras.optimizers.Adafactor, "rows and columns"),
+        (partial(keras.optimizers.SGD, clipnorm=1.0), "`clipnorm` set"),
+        (partial(keras.optimizers.Adam, use_ema=True), "`use_ema` set"),
+        (type("Mine", (keras.optimizers.SGD,), {}), "not known to update each weight on its own"),
+    ],
+)
+def test_an_optimizer_that_cannot_be_stacked_is_refused_by_name(optimizer, reason):
+    name = getattr(optimizer, "func", optimizer).__name__
+    with pytest.raises(ValueError, match=rf"{name} cannot be trained stacked.*{reason}.*stacked=False"):
+        nnopt.sweep(dense, small_data(), optimizer, seeds=[0], epochs=1, progress=False)
+
+
+def test_a_refused_optimizer_trains_one_by_one():
+    result = nnopt.sweep(
+        dense, small_data(), keras.optimizers.Lamb, {"learning_rate": [0.01]}, seeds=[0], epochs=3, stacked=False,
+        progress=False,
+    )  # fmt: skip
+    assert result.history["loss"][0, -1] < result.history["loss"][0, 0]
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"build": 3}, TypeError, "`build`"),
+        ({"build": lambda: 3}, TypeError, "must return a keras.Model"),
+        ({"build": lambda: keras.Sequential([layers.Dense(3)])}, ValueError, "input shape"),
+        ({"optimizer": "adam"}, TypeError, "`optimizer`"),
+        ({"optimizer": lambda: 3}, TypeError, "returned 3"),
+        ({"grid": 3}, TypeError, "`grid`"),
+        ({"grid": {"learning_rate": 0.1}}, TypeError, "learning_rate=0.1"),
+        ({"grid": {"learning_rate": []}}, ValueError, "at least one value"),
+        ({"grid": {"seed": [1]}}, ValueError, "pass `seeds`"),
+        ({"grid": {"momentumm": [0.1]}}, ValueError, "momentumm"),
+        ({"seeds": []}, ValueError, "`seeds`"),
+        ({"seeds": [1, 1]}, ValueError, "none of them twice"),
+        ({"seeds": [-1]}, ValueError, "`seeds`"),
+        ({"seeds": [0.5]}, TypeError, "`seeds`"),
+        ({"epochs": 0}, ValueError, "`epochs`"),
+        ({"epochs": 1.5}, TypeError, "`epochs`"),
+        ({"batch_size": 0}, ValueError, "`batch_size`"),
+        ({"batch_size": True}, TypeError, "`batch_size`"),
+        ({"runs_at_once": 0}, ValueError, "`runs_at_once`"),
+        ({"stacked": 1}, TypeError, "`stacked`"),
+        ({"evaluate_on": ("train",)}, ValueError, "`evaluate_on`"),
+        ({"data": SimpleNamespace(train=None)}, ValueError, "`train`"),
+        ({"loss": "no_such_loss"}, ValueError, "no_such_loss"),
+        ({"metrics": ["no_such_metric"]}, ValueError, "no_such_metric"),
+    ],
+)
+def test_bad_arguments_are_named(changed, error, message):
+    arguments = dict(build=dense, data=small_data(), optimizer=keras.optimizers.SGD, seeds=[0], epochs=1, progress=False)
+    with pytest.raises(error, match=message):
+        nnopt.sweep(**{**arguments, **changed})
+
+
+def test_unknown_metrics_entries_and_runs_are_named():
+    result = nnopt.sweep(dense, small_data(), OPTIMIZERS["sgd"], seeds=[0], epochs=1, progress=False)
+    with pytest.raises(ValueError, match="val_los"):
+        result.final("val_los")
+    with pytest.raises(ValueError, match="units"):
+        result.select(units=3)
+    with pytest.raises(ValueError, match="`run`"):
+        result.model(1)
+    with pytest.raises(ValueError, match="`mode`"):
+        result.best("loss", mode="least")
