@@ -2,16 +2,17 @@
 
 Keras has cosine, exponential, polynomial, inverse-time and piecewise-constant decay; here is what it lacks. Each class
 is a `keras.optimizers.schedules.LearningRateSchedule`: pass it to an optimizer as `learning_rate`, or call it with a
-step, or with an array of steps to draw it. All compute in float32 whatever `keras.config.floatx()` is, and keep the step
-an integer as long as possible: float32 has no odd numbers above 2**24.
+step, or with an array of steps to draw it. All compute in float32 whatever `keras.config.floatx()` is, and keep the
+step an integer as long as possible: float32 has no odd numbers above 2**24.
 
 Steps count from 0, so that the first update uses the rate of step 0. Under `gradient_accumulation_steps=n` Keras hands
-a schedule the number of micro-steps (batches), n for one update of the weights: give the schedules counts in batches
-then, that is, multiply `milestones`, `decay_steps`, `step_size`, `total_steps`, `warmup_steps` and a chain's steps by n.
+a schedule the number of micro-steps (batches), n for one update of the weights. Give counts in batches then: multiply
+`milestones`, `decay_steps`, `step_size`, `total_steps`, `warmup_steps` and the steps of a chain by n.
 """
 
 import itertools
 import math
+import numbers
 
 import keras
 import numpy as np
@@ -234,10 +235,11 @@ class OneCycle(_Schedule):
     Reference: L. N. Smith and N. Topin, "Super-convergence: very fast training of neural networks using large learning
     rates", 2019, section 3; L. N. Smith, "A disciplined approach to neural network hyper-parameters: part 1", 2018.
 
-    Others: the same as `OneCycleLR` of torch.optim.lr_scheduler at the steps 0 ... T - 1. That one climbs again at
-    step T and raises after it, divides by zero at pct_start * total_steps == 1, and with three phases and pct_start > 0.5
-    never gets to its third. `optax.cosine_onecycle_schedule` peaks at int(p T) and ends at T, one step later; fastai's
-    `fit_one_cycle` peaks at p T, starts at max / 25 and ends at max / 1e5. Keras and TensorFlow Addons have none.
+    Others: the same as `OneCycleLR` of torch.optim.lr_scheduler at the steps 0 ... T - 1. That one goes on at step T
+    (climbing again with cos, falling below its final rate with linear) and raises after it, divides by zero at
+    pct_start * total_steps == 1, and with three phases and pct_start > 0.5 never gets to its third.
+    `optax.cosine_onecycle_schedule` peaks at int(p T) and ends at T, one step later; fastai's `fit_one_cycle` peaks at
+    p T, starts at max / 25 and ends at max / 1e5. Keras and TensorFlow Addons have none.
     """
 
     _arguments = (
@@ -372,9 +374,9 @@ class Warmup(_Schedule):
     Reference: P. Goyal et al., "Accurate, large minibatch SGD: training ImageNet in 1 hour", 2017, section 2.2.
 
     Others: `optax.join_schedules([linear_schedule(initial, peak, warmup_steps), schedule], [warmup_steps])` is the
-    same, and so is torch's SequentialLR of LinearLR and a schedule. Keras warms up only `CosineDecay`, by its
-    `warmup_target` and `warmup_steps`, and there too the decay follows whole. `optax.warmup_cosine_decay_schedule`
-    counts the warm-up as part of `decay_steps`. fastai and TensorFlow Addons have no warm-up of their own.
+    same; torch's `SequentialLR` of a `LinearLR` and a schedule, too, but it cannot start from 0. Keras warms up only
+    `CosineDecay`, by its `warmup_target` and `warmup_steps`, and there too the decay follows whole.
+    `optax.warmup_cosine_decay_schedule` counts the warm-up as part of its `decay_steps`.
     """
 
     _arguments = ("schedule", "warmup_steps", "initial_learning_rate")
@@ -408,12 +410,12 @@ class Warmup(_Schedule):
 class Chain(_Schedule):
     """Runs schedules one after the other; each sees its own steps, from 0.
 
-        rate(t) = schedule_k(t - start_k),    start_k <= t < start_{k+1},    start_0 = 0,  start_{k+1} = start_k + steps_k
+        rate(t) = schedule_k(t - start_k)  for  start_k <= t < start_{k+1},  where start_{k+1} = start_k + steps_k
 
     Args:
         parts: A list [(schedule, steps), ..., schedule]: each schedule with the number of steps it runs (an integer
-            >= 1), but the last one, which runs on. A schedule is any `keras.optimizers.schedules.LearningRateSchedule`, or a
-            number > 0 for a constant rate.
+            >= 1), but the last one, which runs on. A schedule is any
+            `keras.optimizers.schedules.LearningRateSchedule`, or a number > 0 for a constant rate.
 
     Returns (when called with a step, or an array of steps): the rate, float32, in the shape of the step.
 
@@ -461,7 +463,7 @@ class Chain(_Schedule):
 class _IntegerPowers:
     """exp(log_base * n) for integers n >= 0, to a few units of float32's last place.
 
-    `pow` in float32 would be wrong by 0.1 % at 0.9999**100000, for rounding the base alone does that. So the powers come
+    `pow` in float32 would be wrong by 0.2 % at 0.9999**100000: rounding the base alone does that. So the powers come
     from float64 tables, one for each digit of n in the number system of base 2**11.
     """
 
@@ -489,7 +491,7 @@ def _float32(value):
 
 def _evaluate(schedule, step):
     if isinstance(schedule, float):
-        return ops.full(step.shape, schedule, "float32")
+        return ops.full_like(step, schedule, dtype="float32")
     return ops.cast(schedule(step), "float32")
 
 
@@ -518,12 +520,17 @@ def _check_schedule(name, value):
 
 
 def _check_milestones(milestones):
-    if not isinstance(milestones, (list, tuple)):
+    rule = "`milestones` must be a list of strictly increasing integers, not empty, or one integer."
+    if isinstance(milestones, numbers.Integral):
         return check_integer("milestones", milestones, at_least=1, at_most=LARGEST_STEP)
-    result = [check_integer("milestones", step, at_least=1, at_most=LARGEST_STEP) for step in milestones]
+    if not isinstance(milestones, (list, tuple)):
+        raise TypeError(f"{rule} Received: milestones={milestones!r} (of type {type(milestones).__name__})")
+    result = [
+        check_integer(f"milestones[{index}]", step, at_least=1, at_most=LARGEST_STEP)
+        for index, step in enumerate(milestones)
+    ]
     if not result or any(later <= earlier for earlier, later in itertools.pairwise(result)):
-        rule = "a list of strictly increasing integers, not empty, or one integer"
-        raise ValueError(f"`milestones` must be {rule}. Received: milestones={milestones!r}")
+        raise ValueError(f"{rule} Received: milestones={milestones!r}")
     return result
 
 
