@@ -300,11 +300,11 @@ class Ledger:
             return []
         with open(self.path, newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
-            rows = list(reader)
-        if tuple(reader.fieldnames or ()) != self.columns or any(None in row.values() or None in row for row in rows):
+            columns, rows = tuple(reader.fieldnames or ()), list(reader)
+        if columns != self.columns or any(None in row.values() or None in row for row in rows):
             raise ValueError(
                 f"`path` must be a file with the columns {', '.join(self.columns)}; delete it and run the notebooks "
-                f"again. Received: {self.path} with {reader.fieldnames}"
+                f"again. Received: {self.path} with the columns {', '.join(columns)}"
             )
         return rows
 

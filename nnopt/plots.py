@@ -18,7 +18,7 @@ from nnopt.evidence import figures_folder
 
 # Okabe and Ito 2008, distinct with any colour vision; their yellow is too light for lines on white.
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
-BLUE, VERMILLION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#8A8A8A"
+BLUE, VERMILLION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#666666"
 CYCLE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK, GREY)
 
 # Methods that appear in one picture stand in one group; a colour serves once in a group.
@@ -34,11 +34,12 @@ GROUPS = {
         "cosine": PURPLE, "warmup": SKY, "range test": GREY,
     },
     "cycles": {"constant": BLACK, "triangular": ORANGE, "triangular2": BLUE, "exp range": GREEN},
-    "normalization": {"without": BLACK, "with": VERMILLION, "none": BLACK, "batch": VERMILLION, "layer": BLUE,
-                      "group": GREEN},
+    "normalization": {"none": BLACK, "batch": VERMILLION, "layer": BLUE, "group": GREEN},
     "regularization": {"none": BLACK, "l1": ORANGE, "l2": BLUE, "weight decay": SKY, "dropout": VERMILLION,
                        "early stopping": GREEN},
-    "networks": {"linear": GREY, "fnn": BLACK, "cnn": BLUE, "plain": BLACK, "residual": VERMILLION},
+    "pairs": {"without": BLACK, "with": VERMILLION},
+    "networks": {"linear": GREY, "fnn": BLACK, "cnn": BLUE},
+    "depth": {"plain": BLACK, "residual": VERMILLION},
     "recurrent": {"rnn": BLACK, "gru": BLUE, "lstm": VERMILLION, "transformer": GREEN},
     "parts": {"train": BLUE, "validation": ORANGE, "test": VERMILLION},
     "verdicts": {"supported": GREEN, "refuted": VERMILLION, "inconclusive": GREY, "exact": BLUE},
