@@ -398,14 +398,30 @@ def _refuse_if_mixing(optimizer):
 @contextlib.contextmanager
 def _seeded(seed):
     """Seeds what Keras draws its default seeds from, as `keras.utils.set_random_seed` does, and puts it back."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()
+    states = random.getstate(), np.random.get_state(), _torch_state()
     random.seed(seed)
     np.random.seed(seed % 2**32)
+    if states[2] is not None:
+        import torch
+
+        torch.manual_seed(seed)
     try:
         yield
     finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        _torch_state(states[2])
+
+
+def _torch_state(state=None):
+    """Returns, and with a state sets, torch's global random state, from which Keras' unseeded dropout draws there."""
+    if keras.backend.backend() != "torch":
+        return None
+    import torch
+
+    if state is not None:
+        torch.set_rng_state(state)
+    return torch.get_rng_state()
 
 
 def _settings(grid):
@@ -512,7 +528,8 @@ def _train_group(plan, group, stacked, runs_at_once, advance):
     if stacked:
         warnings.warn(f"The network {model.name} {reason}: its runs are trained one after the other.", stacklevel=3)
     for run in group:
-        _train_alone(plan, run, advance)
+        with _seeded(run.seed):
+            _train_alone(plan, run, advance)
 
 
 def _why_not_stackable(model):
@@ -778,6 +795,8 @@ class _TensorFlowStack(_Stack):
         # A free number of steps and examples: the last, smaller batch runs in the same graph.
         signature = [tensorflow.TensorSpec([None, self.runs, None], "int32"), tensorflow.TensorSpec([None, self.runs])]
         self.train = _compiled(self._train, input_signature=signature, autograph=False)
+        # XLA fuses the optimizer's dozen passes over all weights into one; around the whole step it is far slower.
+        self.update = _compiled(self._update, autograph=False, jit_compile=tensorflow.test.is_built_with_xla())
         self.evaluate = _compiled(self._evaluate, autograph=False)
 
     def _train(self, rows, rates):
@@ -790,8 +809,7 @@ class _TensorFlowStack(_Stack):
                 scores, state = self._scores(parameters, [one.value for one in self.state], x, y, training=True)
                 loss = scores[0]
             gradient = tape.gradient(loss, parameters)
-            self.optimizer.current_rates = rates[number][:, None]
-            self.optimizer.apply([gradient], [self.parameters])
+            self.update(gradient, rates[number])
             for variable, value in zip(self.state, state):
                 variable.assign(value)
             return number + 1, total + scores
@@ -800,6 +818,10 @@ class _TensorFlowStack(_Stack):
         start = (0, tensorflow.zeros([len(self.names), self.runs]))
         _, total = tensorflow.while_loop(lambda number, _: number < steps, step, start, parallel_iterations=1)
         return total
+
+    def _update(self, gradient, rates):
+        self.optimizer.current_rates = rates[:, None]
+        self.optimizer.apply([gradient], [self.parameters])
 
     def _evaluate(self, x, y):
         return self._scores(self.parameters.value, [one.value for one in self.state], x, y, training=False)[0]
