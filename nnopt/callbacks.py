@@ -24,6 +24,10 @@ import keras
 import numpy as np
 from keras import ops
 
+# The generator behind keras.random without a seed has no public name.
+from keras.src.backend.common import global_state
+from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR, global_seed_generator
+
 from nnopt import schedules
 from nnopt.checks import check_boolean, check_choice, check_integer, check_number
 from nnopt.data.ordered import FollowEpoch
@@ -949,11 +953,7 @@ def _assign_all(variables, values):
 
 
 def _random_states():
-    # The generator behind keras.random without a seed has no public name.
-    from keras.src.backend.common.global_state import get_global_attribute
-    from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
-
-    generator = get_global_attribute(GLOBAL_SEED_GENERATOR)
+    generator = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
     states = {
         "python": random.getstate(),
         "numpy": np.random.get_state(legacy=False),
@@ -970,9 +970,10 @@ def _random_states():
 
 
 def _set_random_states(states):
-    if states["keras"] is not None:
-        from keras.src.random.seed_generator import global_seed_generator
-
+    if states["keras"] is None:
+        # Keras makes it at its first use, by Python's generator.
+        global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, None)
+    else:
         global_seed_generator().state.assign(states["keras"])
     if "torch" in states:
         import torch

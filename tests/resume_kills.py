@@ -75,12 +75,25 @@ def train(directory, pipe):
     x, y = numbers.normal(size=(76, 6)).astype("float32"), numbers.integers(0, 3, 76)
     data = OrderedDataset(x, y, batch_size=8, seed=3)
     layers = keras.layers
-    model = keras.Sequential([keras.Input((6,)), layers.Dense(8), layers.BatchNormalization(), layers.ReLU(),
-                              layers.Dropout(0.3), layers.Dense(3)])
+    model = keras.Sequential(
+        [
+            keras.Input((6,)),
+            layers.Dense(8),
+            layers.BatchNormalization(),
+            layers.ReLU(),
+            layers.Dropout(0.3),
+            layers.Dense(3),
+        ]
+    )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(0.01), loss=loss, metrics=["accuracy"])
-    callbacks = [Signal(pipe), OneCycleLR(0.02, EPOCHS * BATCHES), Noise(), EarlyStopping("loss", patience=9),
-                 Resume(directory, data, save_freq=3)]
+    callbacks = [
+        Signal(pipe),
+        OneCycleLR(0.02, EPOCHS * BATCHES),
+        Noise(),
+        EarlyStopping("loss", patience=9),
+        Resume(directory, data, save_freq=3),
+    ]
     history = model.fit(data, epochs=EPOCHS, shuffle=False, verbose=0, callbacks=callbacks)
     result = {str(i): np.array(keras.ops.convert_to_numpy(v)) for i, v in enumerate(model.variables)}
     result |= {f"slot {i}": np.array(keras.ops.convert_to_numpy(v)) for i, v in enumerate(model.optimizer.variables)}
@@ -118,7 +131,7 @@ def kill_in_save(number, stage):
     def counted_open(*arguments, **keywords):
         if "w" in str(arguments[1:2]) and str(arguments[0]).endswith(".tmp"):
             calls["open"] = calls.get("open", 0) + 1
-            file = open(*arguments, **keywords)
+            file = open(*arguments, **keywords)  # noqa: SIM115
             die("open", number, "before the write")
             return file
         return open(*arguments, **keywords)
@@ -126,7 +139,11 @@ def kill_in_save(number, stage):
     import nnopt.callbacks
 
     os.fsync, os.replace, pathlib.Path.unlink, nnopt.callbacks.open = (
-        counted_fsync, counted_replace, counted_unlink, counted_open)
+        counted_fsync,
+        counted_replace,
+        counted_unlink,
+        counted_open,
+    )
 
 
 def run(directory, result, after=None, save=None):
@@ -167,8 +184,11 @@ def run(directory, result, after=None, save=None):
 def differing(first, second):
     """Names of the variables and curves in which two runs differ."""
     with np.load(first) as a, np.load(second) as b:
-        return [name for name in {*a.files, *b.files}
-                if name not in a or name not in b or a[name].tobytes() != b[name].tobytes()]
+        return [
+            name
+            for name in {*a.files, *b.files}
+            if name not in a or name not in b or a[name].tobytes() != b[name].tobytes()
+        ]
 
 
 def newest(directory):
@@ -191,16 +211,26 @@ def main():
             while not result.exists():
                 hit = {}
                 if kills < arguments.kills and (not places or choose.random() < 0.3):
-                    hit = ({"after": choose.uniform(0, 0.9 * seconds)} if kills % 2 else
-                           {"save": (choose.randint(1, 12), STAGES[(kills // 2) % len(STAGES)])})
+                    hit = (
+                        {"after": choose.uniform(0, 0.9 * seconds)}
+                        if kills % 2
+                        else {"save": (choose.randint(1, 12), STAGES[(kills // 2) % len(STAGES)])}
+                    )
                 if run(directory, result, **hit) is None:
                     kills += 1
                     places.append(f"{hit} (then on disk: {newest(directory)})")
             names = differing(folder / "whole.npz", result)
             failures += bool(names)
-            print(f"DIFFERENT ({', '.join(sorted(names))})" if names else "same", "after", places or "a kill that came too late", flush=True)
-        print(f"{keras.backend.backend()}: {kills} kills in {trial} runs, {failures} runs with other weights "
-              f"(seed {arguments.seed}; undisturbed training takes {seconds:.1f} s)")
+            print(
+                f"DIFFERENT ({', '.join(sorted(names))})" if names else "same",
+                "after",
+                places or "a kill that came too late",
+                flush=True,
+            )
+        print(
+            f"{keras.backend.backend()}: {kills} kills in {trial} runs, {failures} runs with other weights "
+            f"(seed {arguments.seed}; undisturbed training takes {seconds:.1f} s)"
+        )
     finally:
         shutil.rmtree(folder)
     raise SystemExit(int(failures > 0))
