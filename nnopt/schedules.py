@@ -83,15 +83,14 @@ class StepDecay(_Schedule):
         if isinstance(self.milestones, int):
             self._decay = _IntegerPowers(math.log(self.decay_rate))
         else:
-            drops = np.arange(len(self.milestones) + 1, dtype="float64")
+            drops = np.arange(1, len(self.milestones) + 1, dtype="float64")
             self._rates = (self.initial_learning_rate * self.decay_rate**drops).astype("float32")
 
     def _rate(self, step):
         if isinstance(self.milestones, int):
             return _float32(self.initial_learning_rate) * self._decay(step // self.milestones)
-        milestones = ops.convert_to_tensor(self.milestones, step.dtype)
-        reached = ops.cast(ops.expand_dims(step, -1) >= milestones, "int32")  # (..., milestones)
-        return ops.take(self._rates, ops.sum(reached, axis=-1))
+        reached = ops.expand_dims(step, -1) >= ops.convert_to_tensor(self.milestones, step.dtype)  # (..., milestones)
+        return ops.min(ops.where(reached, self._rates, _float32(self.initial_learning_rate)), axis=-1)
 
 
 @keras.saving.register_keras_serializable("nnopt")
@@ -313,7 +312,7 @@ class OneCycle(_Schedule):
 
         # Whole steps first: their difference is exact, whatever the size of the step.
         anchor, sign, offset, length, low, span = zip(*phases)
-        whole = _select(passed, [(step - a) * s for a, s in zip(anchor, sign)])
+        whole = _select(passed, [step - a if s > 0 else a - step for a, s in zip(anchor, sign)])
         share = (ops.cast(whole, "float32") + _pick(passed, offset)) / _pick(passed, length)
         if self.anneal == "cos":
             # (1 - cos(pi x)) / 2, without the cancellation that would blur the small rates at the end.
@@ -461,20 +460,27 @@ class Chain(_Schedule):
 
 
 class _IntegerPowers:
-    """exp(log_base * n) for integers n >= 0, to a few units of float32's last place.
+    """exp(log_base * n) for integers n >= 0 and log_base <= 0, to a few units of float32's last place.
 
     `pow` in float32 would be wrong by 0.2 % at 0.9999**100000: rounding the base alone does that. So the powers come
-    from float64 tables, one for each digit of n in the number system of base 2**11.
+    from float64 tables, one for each digit of n in the number system of base 2**11; no more digits than it takes until
+    the power is zero in float32.
     """
 
     def __init__(self, log_base):
+        # exp(-104) is less than half of float32's smallest number.
+        self.largest = LARGEST_STEP if log_base > -104 / LARGEST_STEP else math.ceil(-104 / log_base)
+        places = 2 ** np.arange(0, self.largest.bit_length(), 11, dtype="float64")
         digits = np.arange(2**11, dtype="float64")
-        self.tables = [np.exp(log_base * digits * 2.0**shift).astype("float32") for shift in (0, 11, 22)]
+        self.tables = [np.exp(log_base * digits * place).astype("float32") for place in places]
 
     def __call__(self, n):
-        n = ops.minimum(n, LARGEST_STEP)
-        low, middle, high = self.tables
-        return (ops.take(low, n % 2**11) * ops.take(middle, n // 2**11 % 2**11)) * ops.take(high, n // 2**22)
+        n = ops.minimum(n, self.largest)
+        result = 1.0
+        for table in self.tables[:-1]:
+            result = result * ops.take(table, n % 2**11)
+            n = n // 2**11
+        return result * ops.take(self.tables[-1], n)
 
 
 def _integer_tensor(step):
