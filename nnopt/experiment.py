@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import keras
 import numpy as np
 from keras import ops
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from nnopt.checks import check_boolean, check_choice, check_integer
 from nnopt.data.ordered import epoch_order
@@ -41,6 +41,7 @@ _MIXING = {
     "ScheduleFreeAdamW": "keeps one scalar state for all weights and other weights for evaluation than for training",
     "LossScaleOptimizer": "keeps one loss scale for all weights",
 }
+_PREFIXES = {"train": "train_", "validation": "val_", "test": "test_"}
 _WHOLE_GRADIENT = ("clipnorm", "global_clipnorm", "use_ema", "gradient_accumulation_steps", "loss_scale_factor")
 
 
@@ -87,8 +88,9 @@ def sweep(
         batch_size: Examples of a batch, integer >= 1.
         loss: Loss name, function or `keras.losses.Loss`; default: sparse categorical cross-entropy of logits, in nats.
         metrics: Names of Keras' metric functions, or functions (y_true, y_pred) -> one value for each example.
-        evaluate_on: Parts of the data, "validation" and "test", to evaluate after each epoch, as far as they are
-            there; their metrics are called "val_..." and "test_...".
+        evaluate_on: Parts of the data, "train", "validation" and "test", to evaluate after each epoch, as far as they
+            are there; their metrics are called "train_...", "val_..." and "test_...". Unlike "loss", which is a mean
+            over the batches while the weights change, "train_loss" is that of the weights at the epoch's end.
         stacked: False trains run after run with Keras' own `fit`: for optimizers that cannot be stacked.
         runs_at_once: Largest number of runs in one stack; bounds the memory.
         progress: Whether to show a progress bar of runs x epochs (`TQDM_DISABLE=1` hides it, too).
@@ -470,8 +472,8 @@ def _checked_callable(name, value):
 def _checked_parts(parts):
     parts = (parts,) if isinstance(parts, str) else tuple(parts)
     for part in parts:
-        if part not in ("validation", "test"):
-            raise ValueError(f"`evaluate_on` must name 'validation' or 'test'. Received: evaluate_on={parts!r}")
+        if part not in _PREFIXES:
+            raise ValueError(f"`evaluate_on` must name parts of {list(_PREFIXES)}. Received: evaluate_on={parts!r}")
     return parts
 
 
@@ -513,8 +515,7 @@ class _Data:
 
     def parts(self, seed):
         """Returns (prefix, part) for the parts that are there and are to be evaluated."""
-        prefix = {"validation": "val_", "test": "test_"}
-        return [(prefix[part], part) for part in self.evaluate_on if self.of(seed, part) is not None]
+        return [(_PREFIXES[part], part) for part in self.evaluate_on if self.of(seed, part) is not None]
 
 
 def _train_group(plan, group, stacked, runs_at_once, advance):
@@ -646,18 +647,21 @@ def _rate_table(optimizers, steps):
     """Returns the learning rate of every step and run, (steps, runs), float32."""
     # Private, since the public property evaluates a schedule instead of giving it.
     rates = [optimizer._learning_rate for optimizer in optimizers]
-    columns = {id(rate): rate for rate in rates}
-    columns = {key: _rates_over(rate, steps) for key, rate in columns.items()}
+    schedules = {id(rate): rate for rate in rates if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule)}
+    columns = dict(zip(schedules, _rates_over(list(schedules.values()), steps)))
+    for rate in rates:
+        if id(rate) not in columns:
+            value = rate if isinstance(rate, keras.Variable) else rate()
+            columns[id(rate)] = np.full(steps, ops.convert_to_numpy(value), "float32")
     return np.stack([columns[id(rate)] for rate in rates], axis=1)
 
 
-def _rates_over(rate, steps):
-    if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
-        # Keras' own schedules take one step at a time, so the table is made by a compiled map.
-        table = _compiled(lambda numbers: ops.map(rate, numbers))(ops.arange(steps, dtype="int32"))
-        return np.asarray(ops.convert_to_numpy(table), "float32")
-    value = rate if isinstance(rate, keras.Variable) else rate()
-    return np.full(steps, ops.convert_to_numpy(value), "float32")
+def _rates_over(schedules, steps):
+    """Returns the rates of schedules, (schedules, steps). Keras' own take one step at a time, so a map makes the table."""
+    if not schedules:
+        return []
+    table = _compiled(lambda numbers: ops.map(lambda step: ops.stack([rate(step) for rate in schedules]), numbers))
+    return ops.convert_to_numpy(table(ops.arange(steps, dtype="int32"))).T.astype("float32")
 
 
 def _compiled(function, **options):
@@ -879,7 +883,7 @@ _STACKS = {"tensorflow": _TensorFlowStack, "jax": _JaxStack}
 def _result(plan, runs):
     names = list(runs[0].curves)
     history = {name: np.stack([run.curves[name] for run in runs]) for name in names}  # (runs, epochs)
-    training = [curves for name, curves in history.items() if not name.startswith(("val_", "test_"))]
+    training = [curves for name, curves in history.items() if not name.startswith(tuple(_PREFIXES.values()))]
     lost = np.logical_or.accumulate(~np.isfinite(training).all(axis=0), axis=1)
     for curves in history.values():
         curves[lost] = np.nan

@@ -384,7 +384,9 @@ def forest(verdicts):
 
 
 def save(figure, name, folder=None):
-    """Writes a figure as a PNG below 100 kB and returns its path; the same figure gives the same bytes again.
+    """Writes a figure as a PNG below 100 kB; the same figure gives the same bytes again.
+
+    Returns nothing, so that a notebook's cell may end with it and show the figure alone.
 
     Where the file would be larger its colours are cut to a palette, then its resolution from 160 to 120 and 100 dots
     to the inch.
@@ -402,8 +404,9 @@ def save(figure, name, folder=None):
     >>> import tempfile
     >>> figure, ax = plt.subplots()
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     save(figure, "empty", folder).name
-    'empty.png'
+    ...     save(figure, "empty", folder)
+    ...     os.listdir(folder)
+    ['empty.png']
     >>> plt.close(figure)
     """
     if not isinstance(name, str) or not name or Path(name).name != name or name.endswith(".png"):
@@ -417,7 +420,7 @@ def save(figure, name, folder=None):
                 path, temporary = folder / f"{name}.png", folder / f"{name}.png.tmp"
                 temporary.write_bytes(data)
                 os.replace(temporary, path)
-                return path
+                return
     raise ValueError(
         f"`figure` must fit into {LARGEST_FILE} bytes: draw fewer points, or a smaller figure. "
         f"Received: {len(data)} bytes at 100 dots to the inch and 96 colours"

@@ -254,6 +254,15 @@ def test_test_data_are_evaluated_only_when_asked_for():
     assert not any(name.startswith("val_") for name in asked.history)
 
 
+def test_training_data_are_evaluated_at_the_end_of_the_epoch():
+    data = small_data()
+    result = nnopt.sweep(dense, data, OPTIMIZERS["adam"], seeds=[0], epochs=2, evaluate_on="train", progress=False)
+    model = result.model(0)
+    expected = cross_entropy(data.train[1], model(data.train[0]))
+    np.testing.assert_allclose(result.final("train_loss")[0], float(expected), rtol=1e-5)
+    assert result.final("train_loss")[0] < result.final("loss")[0]
+
+
 def test_a_model_with_its_own_train_step_is_trained_one_by_one_with_a_warning():
     class Doubled(keras.Model):
         def train_step(self, *args, **kwargs):
@@ -360,7 +369,7 @@ def test_a_refused_optimizer_trains_one_by_one():
         ({"batch_size": True}, TypeError, "`batch_size`"),
         ({"runs_at_once": 0}, ValueError, "`runs_at_once`"),
         ({"stacked": 1}, TypeError, "`stacked`"),
-        ({"evaluate_on": ("train",)}, ValueError, "`evaluate_on`"),
+        ({"evaluate_on": ("trian",)}, ValueError, "`evaluate_on`"),
         ({"data": SimpleNamespace(train=None)}, ValueError, "`train`"),
         ({"loss": "no_such_loss"}, ValueError, "no_such_loss"),
         ({"metrics": ["no_such_metric"]}, ValueError, "no_such_metric"),
