@@ -4,8 +4,8 @@
 
 The network is 64-64-64-10 on the digits, batch size 32, Adam: so small that a step is nearly all overhead, which makes
 it the hardest case for a claim of "at most so many percent". A step is one batch of a plain `fit` (one step per
-execution) with everything that a user waits for: data, callbacks, logs. Compilation is not counted; what comes once in a
-`fit` is shown in a column of its own.
+execution) with everything that a user waits for: data, callbacks, logs. Compilation is not counted; what comes once
+in a `fit` is shown in a column of its own.
 
 All variants are trained in turn, a few epochs each, in an order that rotates, and the medians of their epochs are
 compared with that of the constant rate. Beside it stands the ratio of the fastest tenths, which other programs on the
@@ -29,7 +29,7 @@ from nnopt import callbacks, schedules
 from nnopt.data import digits
 from nnopt.models import mlp
 
-BATCH, EPOCHS, ROUNDS = 32, 5, 10
+BATCH, EPOCHS, ROUNDS = 32, 5, 7
 RATE = 0.01
 data = digits()
 BATCHES = -(-len(data.train[0]) // BATCH)
@@ -62,14 +62,14 @@ CALLBACKS = {
 
 
 class Stopwatch(keras.callbacks.Callback):
-    """Notes when `fit` begins and when each epoch has ended, after all other callbacks."""
+    """Notes when each epoch has ended, after all other callbacks."""
 
     def on_epoch_end(self, epoch, logs=None):
         self.times.append(time.perf_counter())
 
 
 def training(learning_rate=RATE, make_callback=None):
-    """Returns a function that trains some epochs: (seconds of a step in each epoch but the first, seconds before them)."""
+    """Returns a function that trains: (seconds of a step in each epoch but the first, seconds of the first epoch)."""
     model = mlp(input_shape=(64,), units=[64, 64], classes=10)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(learning_rate), loss)
@@ -100,7 +100,7 @@ def measure(variants):
 
 
 def alone(schedule, repeats=20, rounds=60):
-    """Seconds that TensorFlow takes for one evaluation of a schedule inside a graph, the counter's increment excluded."""
+    """Seconds of one evaluation of a schedule inside a graph of TensorFlow, the counter's increment excluded."""
     import tensorflow as tf
 
     counter = tf.Variable(0, dtype="int64")
@@ -124,7 +124,7 @@ def report(measured):
     constant, begin = measured["constant"]
     step = statistics.median(constant)
     print(f"a step at a constant rate: {step * 1e6:.0f} us (fastest tenth: {np.percentile(constant, 10) * 1e6:.0f} us)")
-    print(f"{'ratio to it':28} median  fastest tenth   once a fit   alone in a graph   allowed")
+    print(f"{'ratio to it':28} median  fastest tenth   once a fit   alone in a graph    allowed")
     for name, (own, own_begin) in measured.items():
         ratio, quiet = (np.percentile(own, q) / np.percentile(constant, q) for q in (50, 10))
         line = f"{name:28} {ratio:6.3f}  {quiet:13.3f}   {(own_begin - begin) * 1e3:+7.1f} ms"
@@ -132,7 +132,7 @@ def report(measured):
         if keras.backend.backend() == "tensorflow" and callable(schedule):
             seconds = alone(schedule)
             line += f"   {seconds * 1e6:5.1f} us ({1 + seconds / step:5.3f})"
-        print(line.ljust(82) + f"{1.02 if callable(schedule) else 1.05 if name in CALLBACKS else 1.0:.2f}")
+        print(line.ljust(86) + f"{1.02 if callable(schedule) else 1.05 if name in CALLBACKS else 1.0:.2f}")
 
 
 def main():

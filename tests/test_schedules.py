@@ -262,7 +262,7 @@ def test_warmup_and_chain_count_whole_steps_above_two_to_the_24():
 def test_any_kind_of_step_gives_the_same_float32_rate(schedule):
     expected = rates(schedule, range(16))
     variable = keras.Variable(0, dtype="int32", trainable=False)
-    for step in range(16):
+    for step in (0, 1, 4, 7, 13, 15):
         variable.assign(step)
         kinds = [step, np.int64(step), np.uint8(step), np.asarray(step), ops.convert_to_tensor(step), variable]
         results = [schedule(kind) for kind in kinds]
