@@ -131,8 +131,8 @@ class StepDecayLR(_EpochRate):
 
     The curve is `nnopt.schedules.StepDecay`, taken at the epoch. Epochs count from the first step of the optimizer: a
     second `fit` goes on where the first one ended. With data of another size in between, pass the same callback object
-    to both, which knows how many epochs there were; otherwise they are the optimizer's steps divided by the batches of an
-    epoch.
+    to both, which knows how many epochs there were; otherwise they are the optimizer's steps divided by the batches
+    of an epoch.
 
     Args:
         initial_learning_rate: Rate before the first milestone, > 0.
@@ -422,11 +422,11 @@ class _CycledMomentum:
         self._name = self._check(model, optimizer)
         value = getattr(optimizer, self._name)
         self._variable = value if isinstance(value, _MomentumVariable) else None
-        self._original = self._variable.original if self._variable is not None else value
+        # After a `fit` that failed the value is one of the cycle; the config tells what the optimizer was made with.
+        self._original = optimizer.get_config()[self._name]
         # torch calls the optimizer anew at every step, and its fast path wants a number.
         if keras.backend.backend() != "torch" and self._variable is None:
             self._variable = _MomentumVariable(self._original, trainable=False, name=self._name)
-            self._variable.original = self._original
             setattr(optimizer, self._name, self._variable)
         self._hide()
         if self._variable is not None:
@@ -602,16 +602,21 @@ class EarlyStopping(keras.callbacks.EarlyStopping):
         def guarded(*arguments, **keywords):
             try:
                 return method(*arguments, **keywords)
-            except KeyboardInterrupt:
+            except BaseException as error:
                 self._let_interrupts_through()
-                self.restore()
+                if isinstance(error, KeyboardInterrupt):
+                    self.restore()
                 raise
 
         return guarded
 
     def _hold_back_interrupts(self):
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        if in_main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        handler = signal.getsignal(signal.SIGINT)
+        owner = getattr(handler, "__self__", None)
+        left_over = isinstance(owner, EarlyStopping) and not owner._trains(inspect.currentframe())
+        if handler is signal.default_int_handler or left_over:
             # One object, kept: Python makes a new bound method at every access.
             self._handler = self._interrupt
             signal.signal(signal.SIGINT, self._handler)
@@ -622,13 +627,17 @@ class EarlyStopping(keras.callbacks.EarlyStopping):
         self._handler = None
 
     def _interrupt(self, number, frame):
-        # After an exception in `fit` this handler is still in place: it acts only while the model's own method runs.
-        while frame is not None and frame.f_locals.get("self") is not self._model:
-            frame = frame.f_back
-        if frame is None or self._interrupted:
+        # After an exception in `fit` this handler may still be in place: it acts only while the model trains.
+        if self._interrupted or not self._trains(frame):
             self._let_interrupts_through()
             raise KeyboardInterrupt
         self._interrupted = True
+
+    def _trains(self, frame):
+        """Whether a method of the model, `fit` that is, is among the callers."""
+        while frame is not None and frame.f_locals.get("self") is not self._model:
+            frame = frame.f_back
+        return frame is not None
 
     def _raise_if_interrupted(self):
         if self._interrupted:
@@ -681,8 +690,8 @@ class Resume(keras.callbacks.Callback):
     Args:
         directory: Folder for the checkpoints of this run; it is created.
         data: The OrderedDataset that `fit` is given, or None.
-        save_freq: "epoch" to save after each epoch, or an integer n >= 1 to save after every n batches of an epoch, too;
-            that needs `data`.
+        save_freq: "epoch" to save after each epoch, or an integer n >= 1 to save after every n batches of an epoch,
+            too; that needs `data`.
         keep: Number of checkpoints kept, an integer >= 2.
 
     Raises:
@@ -797,8 +806,8 @@ class Resume(keras.callbacks.Callback):
     def _skip_batches(self, batches):
         """Lets `fit` read the batches that were done before, and do nothing with them.
 
-        An epoch cannot begin in its middle. Data that end too soon would not do either: when TensorFlow runs out of them,
-        it has already counted one step more.
+        An epoch cannot begin in its middle. Data that end too soon would not do either: when TensorFlow runs out of
+        them, it has already counted one step more.
         """
         model = self.model
         train, steps, left = model.train_function, model.steps_per_execution, batches
@@ -1100,13 +1109,13 @@ class GradientMonitor(keras.callbacks.Callback):
 
         gradient_norm[layer] = |dL/dw|      weight_norm[layer] = |w|      update_ratio[layer] = |w_after - w| / |w|
 
-    with Euclidean norms over all trainable variables of the layer and L the model's loss, with its penalties, on the batch
-    given here, in training mode, at the weights w before the step: the same batch every time, so that the records can
-    be compared. The update is the optimizer's own, on the batch that `fit` has drawn. Training is not disturbed: weights,
-    slots, normalization statistics and random states stay bit for bit what they would be without the monitor.
+    with Euclidean norms over all trainable variables of the layer and L the model's loss, with its penalties, on the
+    batch given here, in training mode, at the weights w before the step: the same batch every time, so that the records
+    can be compared. The update is the optimizer's own, on the batch that `fit` has drawn. Training is not disturbed:
+    weights, slots, normalization statistics and random states stay bit for bit what they would be without the monitor.
 
-    Layers are those of the model, those of nested models by the path "outer/inner"; a layer made of others counts as one,
-    and one without trainable variables is left out.
+    Layers are those of the model, those of nested models by the path "outer/inner"; a layer made of others counts as
+    one, and one without trainable variables is left out.
 
     Args:
         x: Inputs of the batch, an array, or a tuple, list or dict of arrays.
@@ -1125,15 +1134,15 @@ class GradientMonitor(keras.callbacks.Callback):
     Example:
 
     >>> x, y = np.ones((4, 2)), np.ones((4, 1))
-    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, name="first"), keras.layers.Dense(1, name="last")])
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3), keras.layers.Dense(1)])
     >>> model.compile("sgd", loss="mse")
     >>> monitor = GradientMonitor(x, y)
     >>> history = model.fit(x, y, epochs=5, verbose=0, callbacks=[monitor])
-    >>> monitor.layers, monitor.history["gradient_norm"].shape, monitor.history["step"].tolist()
-    (['first', 'last'], (5, 2), [0, 1, 2, 3, 4])
+    >>> len(monitor.layers), monitor.history["gradient_norm"].shape, monitor.history["step"].tolist()
+    (2, (5, 2), [0, 1, 2, 3, 4])
 
-    Reference: X. Glorot and Y. Bengio, "Understanding the difficulty of training deep feedforward neural networks", 2010,
-    section 4.2.
+    Reference: X. Glorot and Y. Bengio, "Understanding the difficulty of training deep feedforward neural networks",
+    2010, section 4.2.
     """
 
     def __init__(self, x, y=None, sample_weight=None, every=1):
@@ -1283,7 +1292,8 @@ def _gradient_of(loss):
 
     def gradient(values, others):
         values = [value.detach().clone().requires_grad_(True) for value in values]
-        with torch.enable_grad():
+        # Dropout draws from torch's global generator there.
+        with torch.enable_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             return torch.autograd.grad(loss(values, others), values, allow_unused=True)
 
     return gradient

@@ -371,35 +371,55 @@ class CtrlC(keras.callbacks.Callback):
 @pytest.mark.parametrize("place", ["training", "validation"])
 def test_ctrl_c_ends_the_batch_brings_the_best_weights_back_and_interrupts(place):
     metric, presser = Metric([3.0, 1.0, 2.0, 2.0, 2.0]), CtrlC(place)
-    model, handler = network("sgd"), signal.getsignal(signal.SIGINT)
+    model = network("sgd")
     validation = {"validation_data": (X, Y)} if place == "validation" else {}
     with pytest.raises(KeyboardInterrupt):
         fit(model, [metric, EarlyStopping("score", patience=9, mode="min"), presser], epochs=5, **validation)
     assert_equal(model.get_weights(), metric.weights[1])
     assert presser.batches[-1] == ((3, 2) if place == "training" else (3, 5))
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     fit(model, [])
 
 
 def test_an_interrupt_raised_by_another_callback_brings_the_best_weights_back():
     metric = Metric([3.0, 1.0, 2.0, 2.0])
-    model, handler = network("sgd"), signal.getsignal(signal.SIGINT)
+    model = network("sgd")
     with pytest.raises(KeyboardInterrupt):
         fit(model, [metric, EarlyStopping("score", patience=9, mode="min"), Failure(KeyboardInterrupt(), 3)], epochs=4)
     assert_equal(model.get_weights(), metric.weights[1])
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+class Broken(keras.layers.Layer):
+    """Fails within a step, where no callback can notice."""
+
+    def call(self, inputs):
+        raise RuntimeError("on purpose")
+
+    def compute_output_shape(self, shape):
+        return shape
+
+
+def test_a_handler_left_over_by_a_failed_step_lets_ctrl_c_through():
+    model = keras.Sequential([keras.layers.Dense(2), Broken()])
+    model.compile("sgd", loss="mse")
+    with pytest.raises(RuntimeError, match="on purpose"):
+        fit(model, [EarlyStopping("loss")])
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_after_another_exception_ctrl_c_works_as_ever_and_restore_can_be_called():
     metric, stop = Metric([3.0, 1.0, 2.0, 2.0]), EarlyStopping("score", patience=9, mode="min")
-    model, handler = network("sgd"), signal.getsignal(signal.SIGINT)
+    model = network("sgd")
     with pytest.raises(RuntimeError, match="on purpose"):
         fit(model, [metric, stop, Failure(RuntimeError("on purpose"), 3)], epochs=4)
     stop.restore()
     assert_equal(model.get_weights(), metric.weights[1])
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.parametrize(

@@ -395,11 +395,12 @@ def test_a_bad_argument_is_refused_with_its_name_and_value(arguments, name):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
 def test_processes_killed_with_sigkill_end_with_the_same_weights():
     script = pathlib.Path(__file__).with_name("resume_kills.py")
+    # One within a save, one within an epoch; `python tests/resume_kills.py --kills 20` does it at length.
     output = subprocess.run(
-        [sys.executable, "-W", "ignore", script, "--kills", "3", "--seed", "1"],
+        [sys.executable, "-W", "ignore", script, "--kills", "2", "--seed", "1"],
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert output.returncode == 0, output.stdout + output.stderr
-    assert re.search(r": 3 kills in \d+ runs, 0 runs with other weights", output.stdout)
+    assert re.search(r": 2 kills in \d+ runs, 0 runs with other weights", output.stdout)

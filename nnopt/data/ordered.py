@@ -93,7 +93,7 @@ class OrderedDataset(keras.utils.PyDataset):
         self.next_epoch = epoch + 1
 
     def follow(self):
-        """Returns a callback for `fit` that tells this data set the epoch. `Resume(directory, data)` does so by itself."""
+        """Returns a callback for `fit` that tells this data set the epoch; `Resume(directory, data)` does so itself."""
         return FollowEpoch(self)
 
     def __len__(self):
