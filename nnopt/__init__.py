@@ -1,7 +1,18 @@
 """nnopt: what Keras 3 lacks to put claims about neural-network optimization to the test."""
 
-from nnopt import data, evidence, models, schedules
+from nnopt import callbacks, data, evidence, models, schedules
 from nnopt.experiment import SweepResult, sweep
+from nnopt.finder import LearningRateCurve, find_learning_rate
 
-__all__ = ["SweepResult", "data", "evidence", "models", "schedules", "sweep"]
+__all__ = [
+    "LearningRateCurve",
+    "SweepResult",
+    "callbacks",
+    "data",
+    "evidence",
+    "find_learning_rate",
+    "models",
+    "schedules",
+    "sweep",
+]
 __version__ = "0.1.0"

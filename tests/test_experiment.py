@@ -37,7 +37,13 @@ def dense(units=16, rate=0.0, l2=None):
 
 def normalized():
     return keras.Sequential(
-        [keras.Input((8,)), layers.Dense(16, use_bias=False), layers.BatchNormalization(), layers.ReLU(), layers.Dense(3)]
+        [
+            keras.Input((8,)),
+            layers.Dense(16, use_bias=False),
+            layers.BatchNormalization(),
+            layers.ReLU(),
+            layers.Dense(3),
+        ]
     )
 
 
@@ -147,7 +153,10 @@ def test_order_of_runs_is_settings_then_seeds_and_groups_are_put_back():
     grid = {"units": [4, 8], "learning_rate": [0.1, 0.2]}
     result = nnopt.sweep(dense, small_data(), keras.optimizers.SGD, grid, seeds=[5, 6], epochs=1, progress=False)
     expected = [
-        {"units": units, "learning_rate": rate, "seed": seed} for units in (4, 8) for rate in (0.1, 0.2) for seed in (5, 6)
+        {"units": units, "learning_rate": rate, "seed": seed}
+        for units in (4, 8)
+        for rate in (0.1, 0.2)
+        for seed in (5, 6)
     ]
     assert result.runs == expected
     assert [result.model(number).layers[0].units for number in range(8)] == [4, 4, 4, 4, 8, 8, 8, 8]
@@ -279,7 +288,9 @@ def test_a_model_with_its_own_train_step_is_trained_one_by_one_with_a_warning():
             own = nnopt.sweep(build, data, OPTIMIZERS["sgd"], **arguments)
     else:
         own = nnopt.sweep(build, data, OPTIMIZERS["sgd"], **arguments)
-    plain = nnopt.sweep(lambda: keras.Sequential([keras.Input((8,)), layers.Dense(3)]), data, OPTIMIZERS["sgd"], **arguments)
+    plain = nnopt.sweep(
+        lambda: keras.Sequential([keras.Input((8,)), layers.Dense(3)]), data, OPTIMIZERS["sgd"], **arguments
+    )
     np.testing.assert_allclose(own.history["val_loss"], plain.history["val_loss"], rtol=1e-4)
 
 
@@ -376,7 +387,9 @@ def test_a_refused_optimizer_trains_one_by_one():
     ],
 )
 def test_bad_arguments_are_named(changed, error, message):
-    arguments = dict(build=dense, data=small_data(), optimizer=keras.optimizers.SGD, seeds=[0], epochs=1, progress=False)
+    arguments = dict(
+        build=dense, data=small_data(), optimizer=keras.optimizers.SGD, seeds=[0], epochs=1, progress=False
+    )
     with pytest.raises(error, match=message):
         nnopt.sweep(**{**arguments, **changed})
 
