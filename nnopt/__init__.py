@@ -1,5 +1,10 @@
 """nnopt: what Keras 3 lacks to put claims about neural-network optimization to the test."""
 
+from nnopt._start import without_tensorflow_notices
+
+with without_tensorflow_notices():
+    import keras  # noqa: F401
+
 from nnopt import callbacks, data, evidence, models, schedules
 from nnopt.experiment import SweepResult, sweep
 from nnopt.finder import LearningRateCurve, find_learning_rate
