@@ -57,6 +57,7 @@ def sweep(
     loss=None,
     metrics=("accuracy",),
     evaluate_on=("validation",),
+    evaluate_every=1,
     stacked=True,
     runs_at_once=128,
     progress=True,
@@ -91,6 +92,8 @@ def sweep(
         evaluate_on: Parts of the data, "train", "validation" and "test", to evaluate after each epoch, as far as they
             are there; their metrics are called "train_...", "val_..." and "test_...". Unlike "loss", which is a mean
             over the batches while the weights change, "train_loss" is that of the weights at the epoch's end.
+        evaluate_every: Epochs from one such evaluation to the next, integer >= 1; the last epoch is always evaluated.
+            Those curves are NaN in between.
         stacked: False trains run after run with Keras' own `fit`: for optimizers that cannot be stacked.
         runs_at_once: Largest number of runs in one stack; bounds the memory.
         progress: Whether to show a progress bar of runs x epochs (`TQDM_DISABLE=1` hides it, too).
@@ -126,6 +129,7 @@ def sweep(
         epochs=check_integer("epochs", epochs, at_least=1),
         batch_size=check_integer("batch_size", batch_size, at_least=1),
         data=_Data(data, _checked_parts(evaluate_on)),
+        evaluate_every=check_integer("evaluate_every", evaluate_every, at_least=1),
     )
     check_integer("runs_at_once", runs_at_once, at_least=1)
     stacked = check_boolean("stacked", stacked) and keras.backend.backend() in ("tensorflow", "jax")
@@ -304,6 +308,11 @@ class _Plan:
     epochs: int
     batch_size: int
     data: "_Data"
+    evaluate_every: int
+
+    def evaluates(self, epoch):
+        """Returns whether the parts of the data are evaluated after this epoch, counted from 0."""
+        return (epoch + 1) % self.evaluate_every == 0 or epoch + 1 == self.epochs
 
     def groups(self, settings, stacked):
         """Returns lists of runs that can be trained in one stack."""
@@ -555,12 +564,12 @@ def _train_alone(plan, run, advance):
         ordered = keras.tree.map_structure(lambda array: array[order], (x, y))  # noqa: B023
         log = model.fit(*ordered, batch_size=plan.batch_size, shuffle=False, verbose=0).history
         row = {name: values[-1] for name, values in log.items()}
-        for prefix, part in plan.data.parts(run.seed):
+        for prefix, part in plan.data.parts(run.seed) if plan.evaluates(epoch) else []:
             scores = model.evaluate(*plan.data.of(run.seed, part), batch_size=512, verbose=0, return_dict=True)
             row.update({prefix + name: score for name, score in scores.items()})
         rows.append(row)
         advance(1)
-    run.curves = {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}
+    run.curves = {name: np.array([float(row.get(name, np.nan)) for row in rows]) for name in rows[-1]}
     run.weights = [np.array(ops.convert_to_numpy(variable)) for variable in model.trainable_variables + _state(model)]
 
 
@@ -600,13 +609,13 @@ def _train_stack(plan, group, model, advance):
         orders = {seed: epoch_order(examples, seed, epoch) for seed in seeds}
         indices = np.stack([orders[seed] + first for seed, first in zip(seeds, start)]).astype("int32")
         row = _train_epoch(stack, indices, rates[epoch * steps : (epoch + 1) * steps], plan.batch_size)
-        for prefix, batches in parts:
+        for prefix, batches in parts if plan.evaluates(epoch) else []:
             row.update({prefix + name: values for name, values in _evaluate(stack, batches).items()})
         rows.append(row)
         advance(len(group))
     weights = stack.weights()
     for number, run in enumerate(group):
-        run.curves = {name: np.array([row[name][number] for row in rows]) for name in rows[0]}
+        run.curves = {name: np.array([row[name][number] if name in row else np.nan for row in rows]) for name in rows[-1]}
         run.weights = [array[number] for array in weights]
 
 
@@ -657,11 +666,27 @@ def _rate_table(optimizers, steps):
 
 
 def _rates_over(schedules, steps):
-    """Returns the rates of schedules, (schedules, steps). Keras' own take one step at a time, so a map makes the table."""
-    if not schedules:
-        return []
-    table = _compiled(lambda numbers: ops.map(lambda step: ops.stack([rate(step) for rate in schedules]), numbers))
-    return ops.convert_to_numpy(table(ops.arange(steps, dtype="int32"))).T.astype("float32")
+    """Returns the rates of schedules, (schedules, steps), float32."""
+    numbers = ops.arange(steps, dtype="int32")
+    table = [_elementwise(rate, numbers) for rate in schedules]
+    one_by_one = [rate for rate, rates in zip(schedules, table) if rates is None]
+    if one_by_one:
+        mapped = _compiled(lambda numbers: ops.map(lambda step: ops.stack([rate(step) for rate in one_by_one]), numbers))
+        rows = iter(ops.convert_to_numpy(mapped(numbers)).T)
+        table = [next(rows) if rates is None else rates for rates in table]
+    return np.array(table, "float32")
+
+
+def _elementwise(schedule, numbers):
+    """Returns the rates of all steps from one call, or None where a schedule takes only one step at a time."""
+    try:
+        rates = ops.convert_to_numpy(schedule(numbers))
+    except Exception:  # whatever the backend says to an array where it wants a number
+        return None
+    tried = np.unique(np.linspace(0, len(numbers) - 1, 5).astype(int))
+    singly = [float(schedule(ops.convert_to_tensor(step, dtype="int32"))) for step in tried]
+    same = rates.shape == (len(numbers),) and np.allclose(rates[tried], singly, rtol=1e-5, atol=0)
+    return rates if same else None
 
 
 def _compiled(function, **options):

@@ -272,6 +272,31 @@ def test_training_data_are_evaluated_at_the_end_of_the_epoch():
     assert result.final("train_loss")[0] < result.final("loss")[0]
 
 
+def test_evaluation_may_skip_epochs_but_not_the_last():
+    for stacked in (True, False):
+        arguments = dict(seeds=[0], epochs=5, stacked=stacked, progress=False)
+        every = nnopt.sweep(dense, small_data(), OPTIMIZERS["sgd"], **arguments)
+        some = nnopt.sweep(dense, small_data(), OPTIMIZERS["sgd"], evaluate_every=2, **arguments)
+        assert np.isnan(some.history["val_loss"][0, [0, 2]]).all()
+        np.testing.assert_allclose(some.history["val_loss"][0, [1, 3, 4]], every.history["val_loss"][0, [1, 3, 4]], rtol=1e-5)
+        np.testing.assert_allclose(some.history["loss"], every.history["loss"], rtol=1e-5)
+        assert not some.diverged.any()
+
+
+@only_stacked
+def test_schedules_of_every_kind_give_the_table_of_their_single_steps():
+    from nnopt.experiment import _rates_over
+
+    kinds = [
+        nnopt.schedules.OneCycle(0.5, 40),
+        keras.optimizers.schedules.CosineDecay(0.1, 30, warmup_target=0.3, warmup_steps=5),
+        keras.optimizers.schedules.PiecewiseConstantDecay([10, 20], [0.3, 0.2, 0.1]),
+        keras.optimizers.schedules.ExponentialDecay(0.1, 7, 0.5, staircase=True),
+    ]
+    expected = [[float(kind(step)) for step in range(45)] for kind in kinds]
+    np.testing.assert_allclose(_rates_over(kinds, 45), expected, rtol=1e-5)
+
+
 def test_a_model_with_its_own_train_step_is_trained_one_by_one_with_a_warning():
     class Doubled(keras.Model):
         def train_step(self, *args, **kwargs):
@@ -378,6 +403,7 @@ def test_a_refused_optimizer_trains_one_by_one():
         ({"epochs": 1.5}, TypeError, "`epochs`"),
         ({"batch_size": 0}, ValueError, "`batch_size`"),
         ({"batch_size": True}, TypeError, "`batch_size`"),
+        ({"evaluate_every": 0}, ValueError, "`evaluate_every`"),
         ({"runs_at_once": 0}, ValueError, "`runs_at_once`"),
         ({"stacked": 1}, TypeError, "`stacked`"),
         ({"evaluate_on": ("trian",)}, ValueError, "`evaluate_on`"),
