@@ -164,7 +164,7 @@ def test_a_bad_argument_is_refused(arguments, message):
 
 @pytest.mark.parametrize("value", [-1, 1.5, "2", None, True])
 def test_a_bad_epoch_is_refused(value):
-    with pytest.raises((TypeError, ValueError), match="`epoch` must be .* Received: epoch="):
+    with pytest.raises((TypeError, ValueError), match=r"`epoch` must be .* Received: epoch="):
         data().set_epoch(value)
 
 

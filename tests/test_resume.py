@@ -4,6 +4,7 @@ import os
 import pathlib
 import random
 import re
+import shutil
 import subprocess
 import sys
 
@@ -67,6 +68,20 @@ def run(directory, callbacks=(), epochs=4, save_freq="epoch", data=None, model=N
     return model, [np.array(ops.convert_to_numpy(variable)) for variable in variables], history
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """Gives the arrays and the history of the undisturbed script, which is trained once for each kind of callbacks."""
+    results = {}
+
+    def result(callbacks=list, **arguments):
+        if callbacks not in results:
+            _, arrays, history = run(tmp_path_factory.mktemp("whole"), [*callbacks(), nobody()], **arguments)
+            results[callbacks] = arrays, history
+        return results[callbacks]
+
+    return result
+
+
 def killed(*arguments, place, callbacks=(), **keywords):
     with pytest.raises(Killed):
         run(*arguments, callbacks=[*callbacks, Kill(*place)], **keywords)
@@ -117,13 +132,15 @@ class Draws(keras.callbacks.Callback):
         (lambda: [StepDecayLR(0.05, [1, 3], 0.5)], (2, 3), 2, {}),
     ],
 )
-def test_a_resumed_run_equals_one_that_was_never_interrupted(tmp_path, callbacks, place, save_freq, arguments):
-    whole = run(tmp_path / "whole", [*callbacks(), nobody()], save_freq=save_freq, **arguments)
-    killed(tmp_path / "killed", place=place, callbacks=callbacks(), save_freq=save_freq, **arguments)
-    resumed = run(tmp_path / "killed", [*callbacks(), nobody()], save_freq=save_freq, **arguments)
-    assert_equal(whole[1], resumed[1])
-    assert whole[2].history == resumed[2].history
-    assert whole[2].epoch == resumed[2].epoch
+def test_a_resumed_run_equals_one_that_was_never_interrupted(
+    tmp_path, uninterrupted, callbacks, place, save_freq, arguments
+):
+    arrays, history = uninterrupted(callbacks, **arguments)
+    killed(tmp_path, place=place, callbacks=callbacks(), save_freq=save_freq, **arguments)
+    resumed = run(tmp_path, [*callbacks(), nobody()], save_freq=save_freq, **arguments)
+    assert_equal(arrays, resumed[1])
+    assert history.history == resumed[2].history
+    assert history.epoch == resumed[2].epoch
 
 
 @pytest.mark.parametrize("callbacks", [list, stops_early])
@@ -147,12 +164,11 @@ def test_a_stop_in_the_middle_is_kept_by_the_state_of_early_stopping(tmp_path):
     assert run(tmp_path, callbacks(), epochs=9)[2].epoch == [0, 1, 2, 3]
 
 
-def test_more_epochs_go_on_where_the_first_ended(tmp_path):
-    whole = run(tmp_path / "whole", epochs=4)
-    run(tmp_path / "parts", epochs=2)
-    parts = run(tmp_path / "parts", epochs=4)
-    assert_equal(whole[1], parts[1])
-    assert whole[2].history == parts[2].history
+def test_more_epochs_go_on_where_the_first_ended(tmp_path, uninterrupted):
+    run(tmp_path, [nobody()], epochs=2)
+    resumed = run(tmp_path, [nobody()], epochs=4)
+    assert_equal(uninterrupted()[0], resumed[1])
+    assert uninterrupted()[1].history == resumed[2].history
 
 
 def test_two_fits_of_a_script_resume_in_two_folders(tmp_path):
@@ -221,6 +237,14 @@ def test_the_global_generators_go_on_where_they_were(used_before):
     assert [draw() for draw in draws] == first
 
 
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """A folder with the checkpoints of a run that was killed in its fourth epoch."""
+    folder = tmp_path_factory.mktemp("stored")
+    killed(folder, place=(3, 0))
+    return folder
+
+
 def damage_by_truncation(path):
     path.write_bytes(path.read_bytes()[:-100])
 
@@ -236,26 +260,22 @@ def damage_of_a_bit(path):
 
 
 @pytest.mark.parametrize("damage", [damage_by_truncation, damage_to_nothing, damage_of_a_bit])
-def test_a_damaged_checkpoint_is_recognised_and_the_one_before_is_used(tmp_path, damage):
-    whole = run(tmp_path / "whole", [nobody()])
-    folder = tmp_path / "killed"
-    killed(folder, place=(3, 0))
+def test_a_damaged_checkpoint_is_recognised_and_the_one_before_is_used(tmp_path, uninterrupted, stored, damage):
+    folder = shutil.copytree(stored, tmp_path / "killed")
     newest = max(folder.glob("*.nnopt"))
     damage(newest)
     with pytest.warns(UserWarning, match=f"{newest.name} is damaged"):
         resumed = run(folder, [nobody()])
-    assert_equal(whole[1], resumed[1])
+    assert_equal(uninterrupted()[0], resumed[1])
     assert newest.with_suffix(".corrupt").exists()
 
 
-def test_when_every_checkpoint_is_damaged_training_begins_anew(tmp_path):
-    whole = run(tmp_path / "whole", [nobody()])
-    folder = tmp_path / "killed"
-    killed(folder, place=(2, 0))
+def test_when_every_checkpoint_is_damaged_training_begins_anew(tmp_path, uninterrupted, stored):
+    folder = shutil.copytree(stored, tmp_path / "killed")
     for path in folder.glob("*.nnopt"):
         damage_to_nothing(path)
     with pytest.warns(UserWarning, match="is damaged"):
-        assert_equal(whole[1], run(folder, [nobody()])[1])
+        assert_equal(uninterrupted()[0], run(folder, [nobody()])[1])
 
 
 STEPS_OF_A_WRITE = ["open", "write", "fsync", "replace", "fsync of the folder", "unlink"]
@@ -343,12 +363,11 @@ def test_a_state_that_cannot_be_stored_is_named(tmp_path):
         ({"callbacks": lambda: [EarlyStopping("loss")]}, "callbacks"),
     ],
 )
-def test_the_checkpoint_of_another_run_is_refused_and_left_alone(tmp_path, change, part):
-    run(tmp_path, epochs=2)
-    files = sorted(path.name for path in tmp_path.iterdir())
+def test_the_checkpoint_of_another_run_is_refused_and_left_alone(stored, change, part):
+    files = sorted(path.name for path in stored.iterdir())
     with pytest.raises(ValueError, match=rf"belongs to another run(.|\n)*{part}"):
-        run(tmp_path, **{name: make() for name, make in change.items()})
-    assert sorted(path.name for path in tmp_path.iterdir()) == files
+        run(stored, **{"callbacks": [nobody()], **{name: make() for name, make in change.items()}})
+    assert sorted(path.name for path in stored.iterdir()) == files
 
 
 def test_data_of_unknown_order_bring_a_warning_instead_of_a_promise(tmp_path):
@@ -356,18 +375,12 @@ def test_data_of_unknown_order_bring_a_warning_instead_of_a_promise(tmp_path):
         network().fit(X, Y, verbose=0, callbacks=[Resume(tmp_path)])
 
 
-def test_a_callback_that_keeps_no_state_is_named_in_a_warning(tmp_path):
+def test_a_callback_that_keeps_no_state_is_named_and_a_later_fit_begins_at_epoch_0(tmp_path, stored):
     class Forgetful(keras.callbacks.Callback):
         pass
 
-    killed(tmp_path, place=(2, 0))
     with pytest.warns(UserWarning, match="Forgetful has no get_state"):
-        run(tmp_path, [nobody(), Forgetful()])
-
-
-def test_a_later_fit_without_resume_begins_at_epoch_0(tmp_path):
-    killed(tmp_path, place=(2, 0))
-    model, _, _ = run(tmp_path, [nobody()])
+        model, _, _ = run(shutil.copytree(stored, tmp_path / "killed"), [nobody(), Forgetful()])
     assert model.fit(X, Y, epochs=1, verbose=0).epoch == [0]
 
 
