@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from keras import ops
 from scipy import signal
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from nnopt.checks import check_boolean, check_choice, check_integer, check_number
 from nnopt.data.ordered import OrderedDataset
@@ -51,8 +51,8 @@ def find_learning_rate(
     copy of all variables is held in main memory meanwhile. Generators of random numbers inside a data set of your own,
     or in a tf.data pipeline, do move on.
 
-    What was not built yet is built afterwards, with its initial values. (On JAX and PyTorch the first `fit` draws random
-    numbers more if it has metrics or an optimizer to build, and would have shuffled in another order without the test.)
+    What was not built yet is built afterwards, with its initial values. (On JAX and PyTorch the first `fit` draws
+    more random numbers if it has metrics or an optimizer to build: without the test it would shuffle otherwise.)
 
     An optimizer compiled with a schedule follows the sweep instead, and has its schedule back afterwards. With
     `gradient_accumulation_steps=n` a step is an update: n batches, and the mean of their losses. A LossScaleOptimizer
@@ -346,8 +346,11 @@ class _Rate:
         if not self.settable:
             iteration = next(variable for variable in inner.variables if variable.name == "iteration")
             self.optimizer.learning_rate = _Steps(rates, int(_numpy(iteration)), self.every)
-            # The compiled step has the other schedule in it.
+            # The compiled step has the other schedule in it. JAX would find that one again, also for a new `jit` of the
+            # same method, and ours in a later `fit`: hence another function.
             model.train_function = None
+            train_step = model.train_step
+            model.train_step = lambda *arguments: train_step(*arguments)
 
     def set(self, index):
         """Sets the rate, if that can be done, and returns the one that the next update will use."""
@@ -378,6 +381,7 @@ class _Saved:
         self.values = {}
         self.random_states = _random_states(data)
         self.train_function = model.train_function
+        self.train_step = vars(model).get("train_step")  # None for the method of the class
         self.stop_training = model.stop_training
         # The schedule object itself: `optimizer.learning_rate` is only its present value.
         self.rate = _inner(model.optimizer)._learning_rate
@@ -402,6 +406,11 @@ class _Saved:
             model._jax_state_synced = True
         if not isinstance(self.rate, keras.Variable):
             model.optimizer.learning_rate = self.rate
+        if vars(model).get("train_step") is not self.train_step:
+            if self.train_step is None:
+                del model.train_step
+            else:
+                model.train_step = self.train_step
         model.train_function = self.train_function
         model.stop_training = self.stop_training
         # Variables that metrics made in the sweep.
