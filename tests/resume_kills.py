@@ -160,7 +160,9 @@ def run(directory, result, after=None, save=None):
             if save is not None:
                 kill_in_save(*save)
             arrays = train(directory, writer)
-            np.savez(result, **arrays)
+            # A kill here must not leave half a result.
+            np.savez(result.with_suffix(".part.npz"), **arrays)
+            os.rename(result.with_suffix(".part.npz"), result)
             status = 0
         except BaseException:
             import traceback
