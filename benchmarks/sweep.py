@@ -38,7 +38,9 @@ def sweep_epoch(epochs=10):
     """Seconds of an epoch of 64 runs: what ten more epochs add to a sweep of one."""
 
     def train(epochs):
-        nnopt.sweep(network, data, keras.optimizers.Adam, seeds=range(RUNS), epochs=epochs, batch_size=BATCH, progress=False)
+        nnopt.sweep(
+            network, data, keras.optimizers.Adam, seeds=range(RUNS), epochs=epochs, batch_size=BATCH, progress=False
+        )
 
     return (seconds(lambda: train(1 + epochs)) - seconds(lambda: train(1))) / epochs
 
@@ -69,7 +71,9 @@ def jax_by_hand():
     import jax
     import jax.numpy as jnp
 
-    (x, y), (x_validation, y_validation) = [[jnp.asarray(part) for part in pair] for pair in (data.train, data.validation)]
+    (x, y), (x_validation, y_validation) = [
+        [jnp.asarray(part) for part in pair] for pair in (data.train, data.validation)
+    ]
 
     def initial(seed):
         sizes, keys = [64, 64, 64, 10], jax.random.split(jax.random.key(seed), 3)

@@ -109,10 +109,15 @@ def check_choice(name, value, choices):
 
 def _bounds(above, at_least, below, at_most):
     rules = [(">", above), (">=", at_least), ("<", below), ("<=", at_most)]
-    return " and".join(f" {sign} {bound:g}" if bound < 1e6 else f" {sign} {bound}"
-                       for sign, bound in rules if bound is not None)
+    return " and".join(
+        f" {sign} {bound:g}" if bound < 1e6 else f" {sign} {bound}" for sign, bound in rules if bound is not None
+    )
 
 
 def _within(value, above, at_least, below, at_most):
-    return ((above is None or value > above) and (at_least is None or value >= at_least)
-            and (below is None or value < below) and (at_most is None or value <= at_most))
+    return (
+        (above is None or value > above)
+        and (at_least is None or value >= at_least)
+        and (below is None or value < below)
+        and (at_most is None or value <= at_most)
+    )

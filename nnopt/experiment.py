@@ -69,8 +69,9 @@ def sweep(
     that change the network are trained group by group. A network that cannot be stacked (one with its own
     `train_step`, say) and every network on the torch backend is trained run after run, with the same type of result.
 
-    A run is what a plain loop gives: `keras.utils.set_random_seed(seed)`, `build(...)`, then for each epoch
-    `fit` of the examples in the order `nnopt.data.epoch_order(examples, seed, epoch)`, not shuffled again. So runs of equal seed have equal initial weights and equal batches whatever their setting: they are pairs.
+    A run is what a plain loop gives: `keras.utils.set_random_seed(seed)`, `build(...)`, then for each epoch `fit` of
+    the examples in the order `nnopt.data.epoch_order(examples, seed, epoch)`, not shuffled again. So runs of equal
+    seed have equal initial weights and equal batches whatever their setting: they are pairs.
     Python's, NumPy's and Keras' global random states are the same after the call as before it.
 
     Args:
@@ -186,7 +187,7 @@ class SweepResult:
     def select(self, **entries):
         """Returns the result of those runs whose description has these entries, in the same order.
 
-        Two selections over the same seeds are paired: `result.select(units=32).final() - result.select(units=64).final()`.
+        Two selections over the same seeds are paired, seed by seed, and can be subtracted.
 
         Raises:
             ValueError: No run has these entries.
@@ -217,7 +218,9 @@ class SweepResult:
         largest = _larger_is_better(metric, mode)
         means = np.array([self.select(**setting).final(metric).mean() for setting in self.settings])
         if np.isnan(means).all():
-            raise ValueError(f"Every setting of this sweep has a diverged run: none is best. Received: metric={metric!r}")
+            raise ValueError(
+                f"Every setting of this sweep has a diverged run: none is best. Received: metric={metric!r}"
+            )
         return self.settings[int(np.nanargmax(means) if largest else np.nanargmin(means))]
 
     def table(self):
@@ -517,7 +520,9 @@ class _Data:
         pairs = {seed: self.of(seed, part) for seed in (dict.fromkeys(seeds) if self.own else seeds[:1])}
         lengths = {len(pair[1]) for pair in pairs.values()}
         if len(lengths) > 1:
-            raise ValueError(f"`data` must have as many examples for every seed. Received: {sorted(lengths)} in `{part}`")
+            raise ValueError(
+                f"`data` must have as many examples for every seed. Received: {sorted(lengths)} in `{part}`"
+            )
         x, y = keras.tree.map_structure(lambda *arrays: np.concatenate(arrays), *pairs.values())
         start = [list(pairs).index(seed) * lengths.copy().pop() if self.own else 0 for seed in seeds]
         return x, y, np.array(start)
@@ -586,7 +591,9 @@ def _metric(metric, y, output_shape):
     if metric != "accuracy":
         function = getattr(keras.metrics, str(metric), None)
         if not inspect.isfunction(function):
-            raise ValueError(f"`metrics` must name functions of keras.metrics, one value an example. Received: {metric!r}")
+            raise ValueError(
+                f"`metrics` must name functions of keras.metrics, one value an example. Received: {metric!r}"
+            )
         return metric, function
     if output_shape[-1] == 1:
         return metric, keras.metrics.binary_accuracy
@@ -615,7 +622,9 @@ def _train_stack(plan, group, model, advance):
         advance(len(group))
     weights = stack.weights()
     for number, run in enumerate(group):
-        run.curves = {name: np.array([row[name][number] if name in row else np.nan for row in rows]) for name in rows[-1]}
+        run.curves = {
+            name: np.array([row[name][number] if name in row else np.nan for row in rows]) for name in rows[-1]
+        }
         run.weights = [array[number] for array in weights]
 
 
@@ -671,7 +680,9 @@ def _rates_over(schedules, steps):
     table = [_elementwise(rate, numbers) for rate in schedules]
     one_by_one = [rate for rate, rates in zip(schedules, table) if rates is None]
     if one_by_one:
-        mapped = _compiled(lambda numbers: ops.map(lambda step: ops.stack([rate(step) for rate in one_by_one]), numbers))
+        mapped = _compiled(
+            lambda numbers: ops.map(lambda step: ops.stack([rate(step) for rate in one_by_one]), numbers)
+        )
         rows = iter(ops.convert_to_numpy(mapped(numbers)).T)
         table = [next(rows) if rates is None else rates for rates in table]
     return np.array(table, "float32")
@@ -741,7 +752,9 @@ class _Stack:
 
     def __init__(self, plan, group, model):
         self.model, self.loss, self.runs = model, plan.loss, len(group)
-        self.metrics = [_metric(one, plan.data.of(group[0].seed, "train")[1], model.output_shape) for one in plan.metrics]
+        self.metrics = [
+            _metric(one, plan.data.of(group[0].seed, "train")[1], model.output_shape) for one in plan.metrics
+        ]
         self.names = ["loss"] + [name for name, _ in self.metrics]
         self.own_data = plan.data.own
         self.shapes = [tuple(variable.shape) for variable in model.trainable_variables]
@@ -782,17 +795,28 @@ class _Stack:
                 weights, state, x, training=training, return_losses=True
             )
             loss = sum(penalties, ops.mean(self.loss(y, predictions)))
-            values = [ops.mean(function(y, predictions)) for _, function in self.metrics]
-            return ops.stack([ops.cast(value, "float32") for value in [loss, *values]]), state
+            return ops.cast(loss, "float32"), predictions, state
 
         parts = ops.split(parameters, self.bounds, axis=1) if self.bounds else [parameters]
         weights = [ops.reshape(part, (self.runs, *shape)) for part, shape in zip(parts, self.shapes)]
+        own = training or self.own_data
         with _quiet_tensorflow():
-            if training or self.own_data:
-                scores, state = ops.vectorized_map(lambda all: one(*all), (weights, state, x, y))
+            if own:
+                loss, predictions, state = ops.vectorized_map(lambda all: one(*all), (weights, state, x, y))
             else:
-                scores, state = ops.vectorized_map(lambda both: one(*both, x, y), (weights, state))
-        return ops.transpose(scores), state
+                loss, predictions, state = ops.vectorized_map(lambda both: one(*both, x, y), (weights, state))
+        if not own:
+            y = keras.tree.map_structure(lambda array: ops.repeat(array[None], self.runs, axis=0), y)
+        return ops.stack([loss, *self._metric_values(y, predictions)]), state
+
+    def _metric_values(self, y, predictions):
+        """Returns each metric as (runs,), from arrays (runs, batch, ...); no map over the runs, which costs more."""
+        y, predictions = keras.tree.map_structure(
+            lambda array: ops.reshape(array, (-1, *ops.shape(array)[2:])), (y, predictions)
+        )
+        for _, function in self.metrics:
+            values = ops.cast(function(y, predictions), "float32")  # one value for each example of each run
+            yield ops.mean(ops.reshape(values, (self.runs, -1)), axis=1)
 
     def _batch(self, data, rows):
         """Returns x and y of the rows (runs, batch) as arrays (runs, batch, ...)."""

@@ -131,7 +131,10 @@ def test_convolution_and_one_by_one_training_equal_plain_keras_loop():
 def test_every_number_of_a_setting_reaches_its_own_run():
     data = small_data()
     schedule = keras.optimizers.schedules.CosineDecay(0.1, 9)
-    grid = [{"learning_rate": {"cosine": schedule}, "momentum": [0.0, 0.9]}, {"learning_rate": [0.02], "weight_decay": [0.1]}]
+    grid = [
+        {"learning_rate": {"cosine": schedule}, "momentum": [0.0, 0.9]},
+        {"learning_rate": [0.02], "weight_decay": [0.1]},
+    ]
     result = nnopt.sweep(dense, data, keras.optimizers.SGD, grid, seeds=[4], epochs=3, progress=False)
 
     def arguments(run):
@@ -275,8 +278,8 @@ def test_inputs_may_be_a_dict_and_the_loss_a_name():
     x = {"left": generator.normal(size=(40, 4)).astype("float32"), "right": np.ones((40, 4), "float32")}
     data = SimpleNamespace(train=(x, x["left"].sum(axis=1, keepdims=True)), validation=None, test=None)
     result = nnopt.sweep(
-        build, data, OPTIMIZERS["adam"], seeds=[0], epochs=2, loss="mean_squared_error", metrics=["mean_absolute_error"],
-        progress=False,
+        build, data, OPTIMIZERS["adam"], seeds=[0], epochs=2, loss="mean_squared_error",
+        metrics=["mean_absolute_error"], progress=False,
     )  # fmt: skip
     assert set(result.history) == {"loss", "mean_absolute_error"}
     assert result.history["loss"][0, 1] < result.history["loss"][0, 0]
@@ -306,7 +309,9 @@ def test_evaluation_may_skip_epochs_but_not_the_last():
         every = nnopt.sweep(dense, small_data(), OPTIMIZERS["sgd"], **arguments)
         some = nnopt.sweep(dense, small_data(), OPTIMIZERS["sgd"], evaluate_every=2, **arguments)
         assert np.isnan(some.history["val_loss"][0, [0, 2]]).all()
-        np.testing.assert_allclose(some.history["val_loss"][0, [1, 3, 4]], every.history["val_loss"][0, [1, 3, 4]], rtol=1e-5)
+        np.testing.assert_allclose(
+            some.history["val_loss"][0, [1, 3, 4]], every.history["val_loss"][0, [1, 3, 4]], rtol=1e-5
+        )
         np.testing.assert_allclose(some.history["loss"], every.history["loss"], rtol=1e-5)
         assert not some.diverged.any()
 

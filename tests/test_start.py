@@ -10,7 +10,9 @@ from nnopt._start import without_tensorflow_notices
 
 
 def run(code):
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ), timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ), timeout=120
+    )
     assert done.returncode == 0, done.stderr
     return done.stderr
 
@@ -28,8 +30,13 @@ def test_other_lines_are_passed_on_and_notices_are_not(capfd, monkeypatch):
 
 def test_standard_error_comes_back_after_an_exception(capfd, monkeypatch):
     monkeypatch.delitem(sys.modules, "tensorflow", raising=False)
-    with pytest.raises(ImportError), without_tensorflow_notices():
-        os.write(2, b"why it failed\n")
-        raise ImportError
+
+    def failing_import():
+        with without_tensorflow_notices():
+            os.write(2, b"why it failed\n")
+            raise ImportError
+
+    with pytest.raises(ImportError):
+        failing_import()
     os.write(2, b"later\n")
     assert capfd.readouterr().err == "why it failed\nlater\n"
