@@ -550,9 +550,6 @@ def _train_group(plan, group, stacked, runs_at_once, advance):
 def _why_not_stackable(model):
     if type(model).train_step is not keras.Model.train_step or type(model).compute_loss is not keras.Model.compute_loss:
         return "has its own train_step or compute_loss"
-    dtypes = {keras.backend.standardize_dtype(variable.dtype) for variable in model.trainable_variables}
-    if len(dtypes) != 1:
-        return f"has trainable weights of {len(dtypes)} types"
     return None
 
 
@@ -745,9 +742,9 @@ def _stacked_optimizer(optimizers):
 
 
 class _Stack:
-    """The runs of one network: their weights as rows of one matrix (runs, weights), and the step that trains all rows.
+    """The runs of one network: each of its weights as a matrix (runs, entries), and the step that trains all rows.
 
-    One matrix rather than a stack of each kernel and bias: the optimizer then has one variable to update.
+    Matrices rather than the weights' own shapes: numbers that differ from run to run, (runs, 1), fit them all.
     """
 
     def __init__(self, plan, group, model):
@@ -758,16 +755,15 @@ class _Stack:
         self.names = ["loss"] + [name for name, _ in self.metrics]
         self.own_data = plan.data.own
         self.shapes = [tuple(variable.shape) for variable in model.trainable_variables]
-        self.bounds = np.cumsum([math.prod(shape) for shape in self.shapes])[:-1].tolist()
         initial = self._initial_weights(plan, group)
         count = len(self.shapes)
-        rows = [np.concatenate([array.ravel() for array in initial[run.seed][:count]]) for run in group]
-        self.parameters = keras.Variable(np.stack(rows), name="stacked_weights")  # (runs, weights)
+        rows = zip(*([array.ravel() for array in initial[run.seed][:count]] for run in group))
+        self.parameters = [keras.Variable(np.stack(arrays), dtype=arrays[0].dtype) for arrays in rows]
         states = zip(*(initial[run.seed][count:] for run in group))
         self.state = [keras.Variable(np.stack(arrays), dtype=arrays[0].dtype, trainable=False) for arrays in states]
         self.optimizers = [plan.new_optimizer(run.optimizer_arguments) for run in group]
         self.optimizer = _stacked_optimizer(self.optimizers)
-        self.optimizer.build([self.parameters])
+        self.optimizer.build(self.parameters)
 
     def _initial_weights(self, plan, group):
         first_of_seed = {run.seed: run for run in reversed(group)}
@@ -783,8 +779,8 @@ class _Stack:
 
     def weights(self):
         """Returns the weights, then the state, in the model's order: arrays (runs, ...)."""
-        parts = np.split(ops.convert_to_numpy(self.parameters), self.bounds, axis=1)
-        stacked = [part.reshape(self.runs, *shape) for part, shape in zip(parts, self.shapes)]
+        matrices = [ops.convert_to_numpy(variable) for variable in self.parameters]
+        stacked = [matrix.reshape(self.runs, *shape) for matrix, shape in zip(matrices, self.shapes)]
         return stacked + [ops.convert_to_numpy(variable) for variable in self.state]
 
     def _scores(self, parameters, state, x, y, training):
@@ -797,8 +793,7 @@ class _Stack:
             loss = sum(penalties, ops.mean(self.loss(y, predictions)))
             return ops.cast(loss, "float32"), predictions, state
 
-        parts = ops.split(parameters, self.bounds, axis=1) if self.bounds else [parameters]
-        weights = [ops.reshape(part, (self.runs, *shape)) for part, shape in zip(parts, self.shapes)]
+        weights = [ops.reshape(matrix, (self.runs, *shape)) for matrix, shape in zip(parameters, self.shapes)]
         own = training or self.own_data
         with _quiet_tensorflow():
             if own:
@@ -857,12 +852,12 @@ class _TensorFlowStack(_Stack):
 
         def step(number, total):
             x, y = self._batch((self.x, self.y), rows[number])
-            parameters = self.parameters.value
+            parameters = [one.value for one in self.parameters]
             with tensorflow.GradientTape() as tape:
                 scores, state = self._scores(parameters, [one.value for one in self.state], x, y, training=True)
                 loss = scores[0]
-            gradient = tape.gradient(loss, parameters)
-            self.update(gradient, rates[number])
+            gradients = tape.gradient(loss, parameters, unconnected_gradients="zero")
+            self.update(gradients, rates[number])
             for variable, value in zip(self.state, state):
                 variable.assign(value)
             return number + 1, total + scores
@@ -872,12 +867,13 @@ class _TensorFlowStack(_Stack):
         _, total = tensorflow.while_loop(lambda number, _: number < steps, step, start, parallel_iterations=1)
         return total
 
-    def _update(self, gradient, rates):
+    def _update(self, gradients, rates):
         self.optimizer.current_rates = rates[:, None]
-        self.optimizer.apply([gradient], [self.parameters])
+        self.optimizer.apply(gradients, self.parameters)
 
     def _evaluate(self, x, y):
-        return self._scores(self.parameters.value, [one.value for one in self.state], x, y, training=False)[0]
+        parameters, state = [[one.value for one in variables] for variables in (self.parameters, self.state)]
+        return self._scores(parameters, state, x, y, training=False)[0]
 
 
 class _JaxStack(_Stack):
@@ -887,7 +883,7 @@ class _JaxStack(_Stack):
         self._evaluate_compiled = _compiled(self._evaluate)
 
     def _variables(self):
-        return [self.parameters], self.state, self.optimizer.variables
+        return self.parameters, self.state, self.optimizer.variables
 
     def _values(self):
         return [[variable.value for variable in variables] for variables in self._variables()]
@@ -900,7 +896,8 @@ class _JaxStack(_Stack):
         return total
 
     def evaluate(self, x, y):
-        return self._evaluate_compiled(self.parameters.value, [one.value for one in self.state], x, y)
+        parameters, state, _ = self._values()
+        return self._evaluate_compiled(parameters, state, x, y)
 
     def _train(self, values, data, rows, rates):
         import jax
@@ -910,12 +907,12 @@ class _JaxStack(_Stack):
             return ops.sum(scores[0]), (scores, state)  # the runs are independent: the sum's gradient is each one's own
 
         def step(values, row_and_rate):
-            (parameters,), state, of_optimizer = values
+            parameters, state, of_optimizer = values
             rows, rates = row_and_rate
             x, y = self._batch(data, rows)
-            gradient, (scores, state) = jax.grad(loss, has_aux=True)(parameters, state, x, y)
+            gradients, (scores, state) = jax.grad(loss, has_aux=True)(parameters, state, x, y)
             self.optimizer.current_rates = rates[:, None]
-            parameters, of_optimizer = self.optimizer.stateless_apply(of_optimizer, [gradient], [parameters])
+            parameters, of_optimizer = self.optimizer.stateless_apply(of_optimizer, gradients, parameters)
             return [parameters, state, of_optimizer], scores
 
         values, scores = jax.lax.scan(step, values, (rows, rates))

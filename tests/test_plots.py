@@ -258,6 +258,7 @@ def test_save_goes_to_the_figures_folder(tmp_path, monkeypatch):
     assert (tmp_path / "pictures" / "07_empty.png").exists()
 
 
+@pytest.mark.thorough
 def test_rich_figures_are_cut_to_a_palette_and_too_rich_ones_refused(tmp_path):
     random = np.random.default_rng(3)
     figure, ax = plt.subplots()

@@ -122,13 +122,13 @@ class Draws(keras.callbacks.Callback):
     ("callbacks", "place", "save_freq", "arguments"),
     [
         (list, (2, 1), "epoch", {}),
-        (list, (0, 0), "epoch", {}),
+        pytest.param(list, (0, 0), "epoch", {}, marks=pytest.mark.thorough),
         (list, (2, 3), 2, {}),
-        (list, (0, 4), 3, {}),
-        (plateau, (2, 1), "epoch", {}),
+        pytest.param(list, (0, 4), 3, {}, marks=pytest.mark.thorough),
+        pytest.param(plateau, (2, 1), "epoch", {}, marks=pytest.mark.thorough),
         (plateau, (3, 3), 1, {}),
         (stops_early, (1, 1), 2, {"validation_data": (X, Y)}),
-        (lambda: [OneCycleLR(0.05, total_steps=20)], (2, 3), 2, {}),
+        pytest.param(lambda: [OneCycleLR(0.05, total_steps=20)], (2, 3), 2, {}, marks=pytest.mark.thorough),
         (lambda: [StepDecayLR(0.05, [1, 3], 0.5)], (2, 3), 2, {}),
     ],
 )
@@ -405,6 +405,7 @@ def test_a_bad_argument_is_refused_with_its_name_and_value(arguments, name):
         Resume(**{"directory": "runs", "data": dataset(), **arguments})
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
 def test_processes_killed_with_sigkill_end_with_the_same_weights():
     script = pathlib.Path(__file__).with_name("resume_kills.py")
