@@ -10,7 +10,9 @@ in a `fit` is shown in a column of its own.
 All variants are trained in turn, a few epochs each, in an order that rotates, and the medians of their epochs are
 compared with that of the constant rate. Beside it stands the ratio of the fastest tenths, which other programs on the
 machine disturb less. "constant, again" is a second model without a schedule: it shows how far to trust the figures.
-On TensorFlow each schedule is also evaluated alone, many times in one graph, which resolves less than a percent.
+What decides is a column that resolves less than a percent, where two trainings differ by more than that for no reason:
+each schedule evaluated alone, many times in one graph (on TensorFlow), and each callback's hooks called alone, the
+batch's at every step and the epoch's once an epoch.
 """
 
 import importlib.metadata
@@ -61,6 +63,13 @@ CALLBACKS = {
 }
 
 
+def compiled(learning_rate=RATE):
+    model = mlp(input_shape=(64,), units=[64, 64], classes=10)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(learning_rate), loss)
+    return model
+
+
 class Stopwatch(keras.callbacks.Callback):
     """Notes when each epoch has ended, after all other callbacks."""
 
@@ -70,9 +79,7 @@ class Stopwatch(keras.callbacks.Callback):
 
 def training(learning_rate=RATE, make_callback=None):
     """Returns a function that trains: (seconds of a step in each epoch but the first, seconds of the first epoch)."""
-    model = mlp(input_shape=(64,), units=[64, 64], classes=10)
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(learning_rate), loss)
+    model = compiled(learning_rate)
     watch = Stopwatch()
     every = [make_callback(), watch] if make_callback else [watch]
 
@@ -120,18 +127,42 @@ def alone(schedule, repeats=20, rounds=60):
     return (statistics.median(seconds[0]) - statistics.median(seconds[1])) / repeats
 
 
+def hooks_alone(make_callback, repeats=20):
+    """Seconds of a callback's hooks in a step, the epoch's shared out among its batches; called inside a `fit`."""
+    model = compiled()
+    callback, seconds = make_callback(), []
+
+    class Caller(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            for _ in range(repeats):
+                start = time.perf_counter()
+                callback.on_epoch_begin(0, {})
+                for batch in range(BATCHES):
+                    callback.on_train_batch_begin(batch, {})
+                    callback.on_train_batch_end(batch, {"loss": 1.0})
+                callback.on_epoch_end(0, {"loss": 1.0})
+                seconds.append((time.perf_counter() - start) / BATCHES)
+
+    model.fit(*data.train, batch_size=BATCH, verbose=0, callbacks=[callback, Caller()])
+    return statistics.median(seconds)
+
+
 def report(measured):
     constant, begin = measured["constant"]
     step = statistics.median(constant)
     print(f"a step at a constant rate: {step * 1e6:.0f} us (fastest tenth: {np.percentile(constant, 10) * 1e6:.0f} us)")
-    print(f"{'ratio to it':28} median  fastest tenth   once a fit   alone in a graph    allowed")
+    print(f"{'ratio to it':28} median  fastest tenth   once a fit              alone    allowed")
     for name, (own, own_begin) in measured.items():
         ratio, quiet = (np.percentile(own, q) / np.percentile(constant, q) for q in (50, 10))
         line = f"{name:28} {ratio:6.3f}  {quiet:13.3f}   {(own_begin - begin) * 1e3:+7.1f} ms"
         schedule = SCHEDULES.get(name)
-        if keras.backend.backend() == "tensorflow" and callable(schedule):
+        seconds = None
+        if name in CALLBACKS and not name.startswith("GradientMonitor"):  # it works only where the clock has moved on
+            seconds = hooks_alone(CALLBACKS[name])
+        elif keras.backend.backend() == "tensorflow" and callable(schedule):
             seconds = alone(schedule)
-            line += f"   {seconds * 1e6:5.1f} us ({1 + seconds / step:5.3f})"
+        if seconds is not None:
+            line += f"   {seconds * 1e6:6.1f} us ({1 + seconds / step:5.3f})"
         print(line.ljust(86) + f"{1.02 if callable(schedule) else 1.05 if name in CALLBACKS else 1.0:.2f}")
 
 

@@ -65,7 +65,7 @@ class _RateCallback(keras.callbacks.Callback):
     def _batches(self):
         """Batches seen by the optimizer: the clock. Reading `self.model` brings JAX's state up to date."""
         _ = self.model
-        return int(self._iteration.value)
+        return _count(self._iteration)
 
 
 class _EpochRate(_RateCallback):
@@ -370,12 +370,29 @@ class _Table:
         return self._values[step - self._first]
 
 
+def _count(variable):
+    """Returns a counter's value as an int."""
+    if tensorflow := _tensorflow_of(variable):
+        value = variable.value
+        return int(tensorflow.raw_ops.ReadVariableOp(resource=value.handle, dtype=value.dtype))
+    return int(variable.value)
+
+
 def _assign(variable, value):
-    if keras.backend.backend() == "tensorflow":
-        # Three times as fast as Keras' own, in a place that runs before every batch.
-        variable.value.assign(value, read_value=False)
+    if tensorflow := _tensorflow_of(variable):
+        tensor = tensorflow.constant(value, variable.value.dtype)
+        tensorflow.raw_ops.AssignVariableOp(resource=variable.value.handle, value=tensor)
     else:
         variable.assign(value)
+
+
+def _tensorflow_of(variable):
+    """Returns TensorFlow where its own operations can be used: half of Keras' time, in a place before every batch."""
+    if keras.backend.backend() != "tensorflow":
+        return None
+    import tensorflow
+
+    return None if isinstance(variable.value, tensorflow.distribute.DistributedValues) else tensorflow
 
 
 def _inner(optimizer):
