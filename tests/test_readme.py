@@ -1,5 +1,6 @@
 """What the README shows runs, and what it links to exists."""
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -41,3 +42,10 @@ def test_the_commands_differ_only_in_their_last_step():
         ["jupyter", "nbconvert"],
         ["pytest"],
     ]
+
+
+def test_the_verdicts_of_the_readme_are_those_of_the_ledger():
+    spec = importlib.util.spec_from_file_location("book", README.parent / ".ci" / "book.py")
+    book = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(book)
+    assert book.verdict_tables() in TEXT
