@@ -8,9 +8,7 @@ returns a dict of numbers, strings, None, lists, dicts and NumPy arrays, and `se
 `on_train_begin`, takes it back.
 """
 
-import hashlib
 import inspect
-import io
 import json
 import math
 import os
@@ -28,7 +26,7 @@ from keras import ops
 from keras.src.backend.common import global_state
 from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR, global_seed_generator
 
-from nnopt import schedules
+from nnopt import checkpoints, schedules
 from nnopt.checks import check_boolean, check_choice, check_integer, check_number
 from nnopt.data.ordered import FollowEpoch
 
@@ -778,7 +776,7 @@ class Resume(keras.callbacks.Callback):
             )
         else:
             self._clock.on_train_begin()
-        stored = _newest(self.directory)
+        stored = checkpoints.newest(self.directory)
         if stored is None:
             return
         self._restore(*stored)
@@ -845,7 +843,6 @@ class Resume(keras.callbacks.Callback):
 
     def _save(self, epoch, batch):
         model = self.model
-        arrays = []
         state = {
             "identity": self._own_identity(),
             "epoch": epoch,
@@ -858,7 +855,7 @@ class Resume(keras.callbacks.Callback):
             "data": None if self._clock is None else {"shift": self._clock.shift, "next_epoch": self.data.next_epoch},
             "callbacks": [[type(callback).__name__, _state_of(callback)] for callback in self._stateful()],
         }
-        _write(self.directory, {"state": _pack(state, arrays)}, arrays, self.keep)
+        checkpoints.write(self.directory, state, self.keep)
 
     def _restore(self, path, state):
         model = self.model
@@ -1010,115 +1007,6 @@ def _set_random_states(states):
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
     np.random.set_state(states["numpy"])
-
-
-MAGIC = b"nnopt checkpoint 1\n"
-
-
-def _write(directory, manifest, arrays, keep):
-    """Writes a checkpoint so that at every moment a whole one is on the disk, and removes the old ones."""
-    stream = io.BytesIO()
-    # NumPy's format knows no bfloat16: bytes, with the type in the manifest.
-    manifest["arrays"] = [[array.dtype.name, list(array.shape)] for array in arrays]
-    raw = {str(index): np.frombuffer(array.tobytes(), "uint8") for index, array in enumerate(arrays)}
-    np.savez(stream, manifest=np.frombuffer(json.dumps(manifest, default=_json).encode(), "uint8"), **raw)
-    payload = stream.getvalue()
-
-    directory.mkdir(parents=True, exist_ok=True)
-    checkpoints = _checkpoints(directory)
-    number = _number(checkpoints[-1]) + 1 if checkpoints else 1
-    path = directory / f"checkpoint-{number:08d}.nnopt"
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
-        file.write(MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n")
-        file.write(payload)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    _flush_directory(directory)
-    for old in [*checkpoints[: len(checkpoints) + 1 - keep], *directory.glob("checkpoint-*.tmp")]:
-        old.unlink()
-
-
-def _flush_directory(directory):
-    # Windows opens no directories, and needs it not.
-    if os.name != "nt":
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _checkpoints(directory):
-    return sorted(directory.glob("checkpoint-*.nnopt"), key=_number)
-
-
-def _number(path):
-    return int(path.stem.split("-")[1])
-
-
-def _newest(directory):
-    """Returns (path, state) of the newest whole checkpoint, or None. Damaged ones are put aside."""
-    for path in reversed(_checkpoints(directory)):
-        try:
-            return path, _read(path)
-        except _CorruptCheckpoint as error:
-            warnings.warn(f"The checkpoint {path} is damaged ({error}); the one before is used.", stacklevel=2)
-            path.replace(path.with_suffix(".corrupt"))
-    return None
-
-
-class _CorruptCheckpoint(Exception):
-    pass
-
-
-def _read(path):
-    content = path.read_bytes()
-    header = len(MAGIC) + 65
-    if len(content) < header or not content.startswith(MAGIC):
-        raise _CorruptCheckpoint("its beginning is missing")
-    payload = content[header:]
-    if hashlib.sha256(payload).hexdigest().encode() != content[len(MAGIC) : header - 1]:
-        raise _CorruptCheckpoint("its checksum is wrong")
-    with np.load(io.BytesIO(payload), allow_pickle=False) as archive:
-        manifest = json.loads(archive["manifest"].tobytes().decode())
-        arrays = [
-            archive[str(index)].view(np.dtype(name)).reshape(shape).copy()
-            for index, (name, shape) in enumerate(manifest["arrays"])
-        ]
-    return _unpack(manifest["state"], arrays)
-
-
-def _pack(value, arrays):
-    """A tree of plain values, with its arrays taken out and numbered."""
-    if isinstance(value, np.ndarray):
-        arrays.append(value)
-        return {"array": len(arrays) - 1}
-    if isinstance(value, dict):
-        return {"dict": {key: _pack(item, arrays) for key, item in value.items()}}
-    if isinstance(value, (list, tuple)):
-        return [_pack(item, arrays) for item in value]
-    return value
-
-
-def _unpack(value, arrays):
-    if isinstance(value, dict):
-        if "array" in value:
-            return arrays[value["array"]]
-        return {key: _unpack(item, arrays) for key, item in value["dict"].items()}
-    if isinstance(value, list):
-        return [_unpack(item, arrays) for item in value]
-    return value
-
-
-def _json(value):
-    if isinstance(value, np.generic):
-        return value.item()
-    raise TypeError(
-        "The state of a callback must be made of numbers, strings, None, lists, dicts with strings as keys, and "
-        f"NumPy arrays. Received: {value!r} (of type {type(value).__name__})"
-    )
 
 
 class GradientMonitor(keras.callbacks.Callback):

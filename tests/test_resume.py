@@ -14,6 +14,7 @@ import pytest
 from keras import ops
 
 import nnopt.callbacks
+from nnopt import checkpoints
 from nnopt.callbacks import EarlyStopping, OneCycleLR, Resume, StepDecayLR
 from nnopt.data.ordered import OrderedDataset
 
@@ -285,7 +286,7 @@ STEPS_OF_A_WRITE = ["open", "write", "fsync", "replace", "fsync of the folder", 
 def test_a_write_that_ends_anywhere_leaves_a_whole_checkpoint(tmp_path, monkeypatch, step):
     def write(number):
         array = np.full(1000, number)
-        nnopt.callbacks._write(tmp_path, {"state": {"dict": {"a": {"array": 0}}}}, [array], keep=2)
+        checkpoints.write(tmp_path, {"a": array}, keep=2)
 
     for number in range(3):
         write(number)
@@ -314,13 +315,13 @@ def test_a_write_that_ends_anywhere_leaves_a_whole_checkpoint(tmp_path, monkeypa
         patch.setattr(os, "fsync", dying("fsync"))
         patch.setattr(os, "replace", dying("replace"))
         patch.setattr(pathlib.Path, "unlink", dying("unlink"))
-        patch.setattr(nnopt.callbacks, "open", dying_open, raising=False)
+        patch.setattr(checkpoints, "open", dying_open, raising=False)
         with pytest.raises(Killed):
             write(3)
-    _, state = nnopt.callbacks._newest(tmp_path)
+    _, state = checkpoints.newest(tmp_path)
     assert state["a"][0] == (3 if step > 3 else 2)
     write(4)
-    assert nnopt.callbacks._newest(tmp_path)[1]["a"][0] == 4
+    assert checkpoints.newest(tmp_path)[1]["a"][0] == 4
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -334,9 +335,8 @@ def test_the_state_of_callbacks_comes_back_as_it_was(tmp_path):
         "scalar": np.array(3, "int64"),
         "dict": {},
     }
-    arrays = []
-    nnopt.callbacks._write(tmp_path, {"state": nnopt.callbacks._pack(tree, arrays)}, arrays, keep=2)
-    back = nnopt.callbacks._newest(tmp_path)[1]
+    checkpoints.write(tmp_path, tree, keep=2)
+    back = checkpoints.newest(tmp_path)[1]
     np.testing.assert_equal(back, tree)
     assert back["half"].dtype == ml_dtypes.bfloat16
     assert back["scalar"].shape == ()
