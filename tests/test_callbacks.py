@@ -165,12 +165,12 @@ def batches():
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")
 def test_on_data_of_unknown_size_the_epoch_is_known_to_the_same_callback_or_from_steps_per_epoch():
     model, callback = network(keras.optimizers.SGD(0.5)), StepDecayLR(0.8, 1, 0.5)
-    model.fit(batches(), epochs=1, verbose=0, callbacks=[callback])
+    model.fit(batches(), epochs=1, shuffle=False, verbose=0, callbacks=[callback])
     # TensorFlow counts one step more when data run out, so that 6 or 7 batches are done.
-    assert model.fit(batches(), verbose=0, callbacks=[callback]).history["learning_rate"] == pytest.approx([0.4])
+    assert model.fit(batches(), shuffle=False, verbose=0, callbacks=[callback]).history["learning_rate"] == pytest.approx([0.4])
     with pytest.raises(ValueError, match="cannot tell which epoch"):
-        model.fit(batches(), verbose=0, callbacks=[StepDecayLR(0.8, 1, 0.5)])
-    third = model.fit(batches(), verbose=0, callbacks=[StepDecayLR(0.8, 1, 0.5, steps_per_epoch=6)])
+        model.fit(batches(), shuffle=False, verbose=0, callbacks=[StepDecayLR(0.8, 1, 0.5)])
+    third = model.fit(batches(), shuffle=False, verbose=0, callbacks=[StepDecayLR(0.8, 1, 0.5, steps_per_epoch=6)])
     assert third.history["learning_rate"] == pytest.approx([0.2])
 
 
