@@ -1,11 +1,12 @@
 import hashlib
 import socket
+import sys
 
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from nnopt.data import Dataset, digits, label_noise, subsample
+from nnopt.data import Dataset, digits, embedded, label_noise, photos, subsample
 
 PARTS = ("train", "validation", "test")
 
@@ -177,3 +178,112 @@ def test_dataset_refuses_a_part_that_is_no_pair(part):
     good = (np.zeros(3), np.zeros(3))
     with pytest.raises(ValueError, match="`validation` must be a pair"):
         Dataset(good, part, good)
+
+
+@pytest.fixture(scope="module", params=[32, 64])
+def patches(request):
+    pytest.importorskip("skimage")
+    return photos(size=request.param)
+
+
+@pytest.fixture
+def coordinates(monkeypatch):
+    """Puts images of the photographs' sizes in their place, whose colours tell row and column."""
+    pytest.importorskip("skimage")
+    coded = []
+    for image in embedded._photographs():
+        row, column = np.indices(image.shape[:2])
+        coded.append(np.stack([row % 256, column % 256, row // 256 * 16 + column // 256], axis=2).astype("uint8"))
+    monkeypatch.setattr(embedded, "_photographs", lambda: coded)
+    return coded
+
+
+def places(part, label):
+    """Rows and columns of all pixels of a class's patches, (patches, side, side, 2)."""
+    x, y = part
+    colors = np.rint(x[y == label] * 255).astype("int64")
+    row, column, high = np.moveaxis(colors, -1, 0)
+    return np.stack([row + high // 16 * 256, column + high % 16 * 256], axis=-1)
+
+
+def test_photos_have_ten_balanced_classes_and_the_promised_shapes(patches):
+    side = patches.train[0].shape[1]
+    assert side in (32, 64)
+    for name, count in zip(PARTS, (240, 60, 60)):
+        x, y = getattr(patches, name)
+        assert (x.shape, x.dtype, y.dtype) == ((10 * count, side, side, 3), np.float32, np.int32)
+        assert np.bincount(y).tolist() == [count] * 10
+        assert x.min() >= 0
+        assert 0.9 < x.max() <= 1
+    assert patches.classes == 10
+
+
+def test_patches_are_cut_out_of_their_photograph(patches):
+    side = patches.test[0].shape[1]
+    for label, image in enumerate(embedded._photographs()):
+        patch = np.rint(patches.test[0][patches.test[1] == label][0] * 255).astype("uint8")
+        windows = np.lib.stride_tricks.sliding_window_view(image[:, :, 0], side, axis=1)[:, :, 0]
+        candidates = np.argwhere(windows == patch[0, 0, 0])
+        assert any(np.array_equal(image[r : r + side, c : c + side], patch) for r, c in candidates)
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_parts_of_photos_share_no_pixel_and_keep_a_gap(coordinates, size):
+    data = photos(seed=3, size=size)
+    for label, image in enumerate(coordinates):
+        near = np.zeros((3, *image.shape[:2]), bool)
+        for number, name in enumerate(PARTS):
+            rows, columns = np.moveaxis(places(getattr(data, name), label), -1, 0)
+            # Patches are contiguous windows.
+            assert (np.diff(rows, axis=1) == 1).all()
+            assert (np.diff(columns, axis=2) == 1).all()
+            near[number][rows, columns] = True
+        gap = size // 8
+        for one, other in [(0, 1), (0, 2), (1, 2)]:
+            for down in range(-gap, gap + 1):
+                for right in (-gap, 0, gap):
+                    moved = np.roll(near[other], (down, right), axis=(0, 1))
+                    # The images' far borders are never reached together, so that rolling round them adds nothing.
+                    assert not (near[one] & moved)[gap:-gap, gap:-gap].any()
+
+
+def test_no_patch_of_photos_comes_twice(coordinates):
+    data = photos(size=32)
+    for name in PARTS:
+        x, y = getattr(data, name)
+        corners = {(label, *place) for label in range(10) for place in places((x, y), label)[:, 0, 0].tolist()}
+        assert len(corners) == len(y)
+
+
+def test_photos_follow_the_seed():
+    pytest.importorskip("skimage")
+    first, again, other = photos(seed=1), photos(seed=1), photos(seed=2)
+    np.testing.assert_array_equal(first.test[0], again.test[0])
+    np.testing.assert_array_equal(first.train[1], again.train[1])
+    assert not np.array_equal(first.test[0], other.test[0])
+
+
+def test_the_choice_of_patches_is_the_same_on_every_machine_and_day(coordinates):
+    data = photos()  # of coordinates, since JPEG decoders differ in the last bit
+    corners = [places(getattr(data, name), label)[:, 0, 0] for name in PARTS for label in range(10)]
+    digest = hashlib.sha256(np.concatenate(corners).astype("int64").tobytes()).hexdigest()
+    assert digest[:16] == "7841661338b75fcd"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"size": 48}, ValueError, "`size` must be 32 or 64. Received: size=48"),
+        ({"size": 32.0}, TypeError, "`size` must be an integer"),
+        ({"seed": -1}, ValueError, "`seed` must be an integer >= 0"),
+    ],
+)
+def test_photos_refuse_other_sizes_and_seeds(arguments, error, message):
+    with pytest.raises(error, match=message):
+        photos(**arguments)
+
+
+def test_photos_without_scikit_image_say_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "skimage", None)
+    with pytest.raises(ImportError, match="pip install scikit-image"):
+        photos()

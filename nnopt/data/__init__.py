@@ -1,6 +1,18 @@
 """Data sets, and the order in which a training run visits them."""
 
-from nnopt.data.embedded import Dataset, digits, label_noise, subsample
+from nnopt.data.embedded import Dataset, digits, label_noise, photos, subsample
+from nnopt.data.number_phrases import Phrases, number_words, phrases
 from nnopt.data.ordered import OrderedDataset, epoch_order
 
-__all__ = ["Dataset", "OrderedDataset", "digits", "epoch_order", "label_noise", "subsample"]
+__all__ = [
+    "Dataset",
+    "OrderedDataset",
+    "Phrases",
+    "digits",
+    "epoch_order",
+    "label_noise",
+    "number_words",
+    "photos",
+    "phrases",
+    "subsample",
+]

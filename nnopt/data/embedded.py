@@ -3,12 +3,20 @@
 import dataclasses
 
 import numpy as np
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_digits, load_sample_image
 from sklearn.model_selection import train_test_split
 
 from nnopt.checks import check_boolean, check_integer, check_number
 
 HELD_OUT = 360  # examples of `digits` for validation, and as many for the test
+
+# The classes of `photos`; the last two come with scikit-learn, the others with scikit-image.
+PHOTOGRAPHS = (
+    "astronaut", "chelsea", "coffee", "hubble_deep_field", "immunohistochemistry", "retina", "rocket",
+    "stereo_motorcycle", "china", "flower",
+)  # fmt: skip
+PATCHES = (240, 60, 60)  # of each photograph, for training, validation and test
+LEAST_CONTRAST = 4.0  # standard deviation of a tile's grey values, of 255, below which it counts as blank
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -83,6 +91,88 @@ def digits(seed=0, *, images=False):
     parts = [(x[part], y[part]) for part in (train, validation, test)]
     description = "1,797 handwritten digits of 8x8 pixels (Alpaydin and Kaynak 1998, UCI, CC BY 4.0), from scikit-learn"
     return Dataset(*parts, classes=10, description=description)
+
+
+def photos(seed=0, *, size=32):
+    """Returns colour patches of ten photographs, 240 / 60 / 60 of each; the class is the photograph.
+
+    Every photograph is cut into square tiles of 5/4 of the patch's side, with a gap of 1/8 of it between them. The
+    seed deals the tiles, 3/5 for training and 1/5 each for validation and test, and draws patches inside them. So the
+    parts share no pixel, and pixels of different parts do not touch. Patches of one tile overlap: they are no
+    independent examples. Tiles that are next to blank (a black sky) are left out, since nothing tells their class.
+
+    Args:
+        seed: Integer >= 0 that decides the parts and the patches.
+        size: Side of a patch in pixels, 32 or 64.
+
+    Returns:
+        A `Dataset`: x float32 in 0 ... 1 of shape (patches, size, size, 3), y int32 in 0 ... 9 in the order of
+        `PHOTOGRAPHS`.
+
+    Raises:
+        TypeError, ValueError: `seed` is no integer >= 0, or `size` neither 32 nor 64.
+        ImportError: scikit-image is not installed.
+
+    Example:
+
+    >>> data = photos()
+    >>> data
+    Dataset(train=2400, validation=600, test=600, classes=10)
+    >>> data.train[0].shape
+    (2400, 32, 32, 3)
+    """
+    seed = check_integer("seed", seed, at_least=0)
+    if check_integer("size", size) not in (32, 64):
+        raise ValueError(f"`size` must be 32 or 64. Received: size={size!r}")
+    parts = [[] for _ in PATCHES]
+    for label, image in enumerate(_photographs()):
+        random = np.random.default_rng([seed, label])
+        for part, tiles, count in zip(parts, _dealt_tiles(image, size, random), PATCHES):
+            part.append(_patches(image, tiles, count, size, random))
+    labels = [np.repeat(np.arange(10, dtype="int32"), count) for count in PATCHES]
+    orders = [np.random.default_rng([seed, 10 + number]).permutation(len(y)) for number, y in enumerate(labels)]
+    pairs = [
+        ((np.concatenate(x) / 255).astype("float32")[order], y[order]) for x, y, order in zip(parts, labels, orders)
+    ]
+    description = (
+        f"{size}x{size} patches of ten photographs from scikit-image (public domain or CC0; motorcycle: Scharstein et "
+        "al. 2014, Middlebury stereo data) and scikit-learn (china, flower: CC BY 2.0, D. Buechele and vultilion)"
+    )
+    return Dataset(*pairs, classes=10, description=description)
+
+
+def _photographs():
+    """Returns the images named in PHOTOGRAPHS, uint8 of shape (height, width, 3)."""
+    try:
+        from skimage import data
+    except ImportError as error:
+        raise ImportError("`photos` reads photographs that scikit-image carries: pip install scikit-image") from error
+    images = []
+    for name in PHOTOGRAPHS:
+        image = load_sample_image(f"{name}.jpg") if name in ("china", "flower") else getattr(data, name)()
+        images.append(image[0] if isinstance(image, tuple) else image)  # of the stereo pair, the left one
+    return images
+
+
+def _dealt_tiles(image, size, random):
+    """Returns the upper left corners of the tiles of each part, (tiles, 2) each."""
+    side, pitch = size * 5 // 4, size * 11 // 8
+    rows, columns = ((length - side) // pitch + 1 for length in image.shape[:2])
+    corners = [(row * pitch, column * pitch) for row in range(rows) for column in range(columns)]
+    contrasts = [image[top : top + side, left : left + side].mean(axis=2).std() for top, left in corners]
+    corners = random.permutation([corner for corner, contrast in zip(corners, contrasts) if contrast >= LEAST_CONTRAST])
+    held_out = round(len(corners) / 5)
+    return np.split(corners, [len(corners) - 2 * held_out, len(corners) - held_out])
+
+
+def _patches(image, tiles, count, size, random):
+    """Returns `count` different patches, spread evenly over the tiles, (count, size, size, 3)."""
+    places = size // 4 + 1  # along each axis of a tile
+    tile = np.arange(count) % len(tiles)
+    shifts = [random.permutation(places**2) for _ in tiles]
+    shift = np.array([shifts[number][turn // len(tiles)] for turn, number in enumerate(tile)])
+    tops, lefts = (tiles[tile] + np.stack([shift // places, shift % places], axis=1)).T
+    return np.stack([image[top : top + size, left : left + size] for top, left in zip(tops, lefts)])
 
 
 def subsample(dataset, examples, seed):
