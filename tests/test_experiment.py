@@ -159,6 +159,7 @@ NUMBERS = {
 }
 
 
+@only_stacked
 @pytest.mark.parametrize("name", NUMBERS)
 def test_stacked_optimizer_is_as_many_optimizers_with_numbers_of_their_own(name):
     choices = {"learning_rate": [0.01, 0.05], **NUMBERS[name]}
@@ -317,6 +318,7 @@ def test_evaluation_may_skip_epochs_but_not_the_last():
         assert not some.diverged.any()
 
 
+@only_stacked
 def test_schedules_of_every_kind_give_the_table_of_their_single_steps():
     kinds = [
         nnopt.schedules.OneCycle(0.5, 40),
