@@ -136,9 +136,9 @@ def kill_in_save(number, stage):
             return file
         return open(*arguments, **keywords)
 
-    import nnopt.callbacks
+    import nnopt.checkpoints
 
-    os.fsync, os.replace, pathlib.Path.unlink, nnopt.callbacks.open = (
+    os.fsync, os.replace, pathlib.Path.unlink, nnopt.checkpoints.open = (
         counted_fsync,
         counted_replace,
         counted_unlink,
@@ -208,6 +208,8 @@ def main():
         seconds = run(folder / "whole", folder / "whole.npz")
         failures = kills = trial = 0
         while kills < arguments.kills:
+            if trial > 10 * arguments.kills:
+                raise SystemExit(f"Only {kills} of {trial} trials could be killed: the kills miss their moments.")
             directory, result, trial = folder / f"run-{trial}", folder / f"result-{trial}.npz", trial + 1
             places = []
             while not result.exists():
