@@ -8,7 +8,7 @@ from notebook_cells import from_scratch
 
 import nnopt
 
-CHAPTER = from_scratch("08_batch_normalization")
+CHAPTER = from_scratch("08_batch_normalization", data=nnopt.data.digits())
 
 
 def test_our_layer_equals_keras_in_training_and_inference():
@@ -108,6 +108,21 @@ def test_a_step_is_that_of_keras_momentum():
         layers, velocity = CHAPTER["step"](layers, velocity, [[np.array(gradient)]], 0.1)
         optimizer.apply([ops.convert_to_tensor(np.array(gradient, "float32"))], [weight])
     np.testing.assert_allclose(layers[0][0], ops.convert_to_numpy(weight), rtol=1e-6)
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+def test_runs_trained_together_learn_and_do_not_touch_each_other(normalized):
+    def last(seeds, rates):
+        start = CHAPTER["initial_layers"](2, 1.0, seeds)
+        *_, (_, layers, x, y) = CHAPTER["training"](start, np.array(rates)[:, None, None], normalized, seeds, 30)
+        return layers, mean_loss(start, x, y, normalized), mean_loss(layers, x, y, normalized)
+
+    together, before, after = last([0, 0, 1], [0.03, 0.001, 0.03])
+    assert (after < before).all()
+    assert after[0] < 0.8 * before[0]
+    alone, *_ = last([1], [0.03])
+    for one, other in zip(together, alone):
+        np.testing.assert_allclose(one[0][2], other[0][0], rtol=1e-6, atol=1e-9)
 
 
 def test_the_two_checks_catch_their_bugs_and_pass_honest_code():
