@@ -149,8 +149,8 @@ class SweepResult:
     Attributes:
         runs: List of dicts, one a run: the setting's entries and "seed".
         history: Dict of metric name -> array (runs, epochs), float64: "loss", "accuracy", "val_loss", ... Training
-            metrics are means over an epoch's batches while the weights change, as in `fit`; the loss contains the
-            penalties of regularizers, as in `fit`.
+            metrics are means over an epoch's batches while the weights change, as in `fit`; every loss, of validation
+            and test data, too, contains the penalties of regularizers, as in `fit` (a metric function does not).
         diverged: Array (runs,) of booleans: whether a training metric became infinite or NaN.
     """
 
@@ -387,7 +387,13 @@ def _structure(optimizer):
     """Returns what must be equal for optimizers to stand in one stack: all but the numbers that may differ."""
     name = type(optimizer).__name__
     config = {key: value for key, value in optimizer.get_config().items() if key not in _ELEMENTWISE[name] | {"name"}}
-    return repr((name, sorted(config.items())))
+    return repr((name, sorted(config.items()), _undecayed_names(optimizer)))
+
+
+def _undecayed_names(optimizer):
+    """Returns the names given to `exclude_from_weight_decay`, of which the optimizer's config says nothing."""
+    pattern = getattr(optimizer, "_exclude_from_weight_decay_pattern", None)
+    return None if pattern is None else sorted(pattern.pattern.split("|"))
 
 
 def _refuse_if_mixing(optimizer):
@@ -399,7 +405,9 @@ def _refuse_if_mixing(optimizer):
         reason = "is not known to update each weight on its own"
     else:
         active = [option for option in _WHOLE_GRADIENT if getattr(optimizer, option, None)]
-        if active:
+        if getattr(optimizer, "_exclude_from_weight_decay", None):
+            reason = "excludes variables from weight decay other than by their names"
+        elif active:
             reason = f"has `{active[0]}` set, which looks at more than one weight or step at a time"
     if reason:
         raise ValueError(
@@ -538,7 +546,8 @@ def _train_group(plan, group, stacked, runs_at_once, advance):
     reason = _why_not_stackable(model)
     if stacked and reason is None:
         for number in range(pieces := math.ceil(len(group) / runs_at_once)):
-            _train_stack(plan, group[number::pieces], model, advance)
+            with _quiet_tensorflow():
+                _train_stack(plan, group[number::pieces], model, advance)
         return
     if stacked:
         warnings.warn(f"The network {model.name} {reason}: its runs are trained one after the other.", stacklevel=3)
@@ -733,6 +742,7 @@ def _stacked_optimizer(optimizers):
             return self.current_rates
 
     stacked = Stacked(**{**optimizers[0].get_config(), "learning_rate": 0.0})
+    stacked.exclude_from_weight_decay(var_names=_undecayed_names(optimizers[0]))
     for name in _ELEMENTWISE[type(optimizers[0]).__name__] - {"learning_rate"}:
         values = [getattr(optimizer, name) or 0.0 for optimizer in optimizers]
         if len(set(values)) > 1:
@@ -758,7 +768,10 @@ class _Stack:
         initial = self._initial_weights(plan, group)
         count = len(self.shapes)
         rows = zip(*([array.ravel() for array in initial[run.seed][:count]] for run in group))
-        self.parameters = [keras.Variable(np.stack(arrays), dtype=arrays[0].dtype) for arrays in rows]
+        names = [variable.name for variable in model.trainable_variables]
+        self.parameters = [
+            keras.Variable(np.stack(arrays), dtype=arrays[0].dtype, name=name) for name, arrays in zip(names, rows)
+        ]
         states = zip(*(initial[run.seed][count:] for run in group))
         self.state = [keras.Variable(np.stack(arrays), dtype=arrays[0].dtype, trainable=False) for arrays in states]
         self.optimizers = [plan.new_optimizer(run.optimizer_arguments) for run in group]
@@ -795,11 +808,10 @@ class _Stack:
 
         weights = [ops.reshape(matrix, (self.runs, *shape)) for matrix, shape in zip(parameters, self.shapes)]
         own = training or self.own_data
-        with _quiet_tensorflow():
-            if own:
-                loss, predictions, state = ops.vectorized_map(lambda all: one(*all), (weights, state, x, y))
-            else:
-                loss, predictions, state = ops.vectorized_map(lambda both: one(*both, x, y), (weights, state))
+        if own:
+            loss, predictions, state = ops.vectorized_map(lambda all: one(*all), (weights, state, x, y))
+        else:
+            loss, predictions, state = ops.vectorized_map(lambda both: one(*both, x, y), (weights, state))
         if not own:
             y = keras.tree.map_structure(lambda array: ops.repeat(array[None], self.runs, axis=0), y)
         return ops.stack([loss, *self._metric_values(y, predictions)]), state
@@ -820,7 +832,10 @@ class _Stack:
 
 @contextlib.contextmanager
 def _quiet_tensorflow():
-    """Holds back TensorFlow's note that it maps some operations (dropout's, convolution's) by a loop over the runs."""
+    """Holds back TensorFlow's notes that it maps some operations (dropout's) by a loop, and that it traces often.
+
+    Each network of a sweep is traced once, as it must be.
+    """
     if keras.backend.backend() != "tensorflow":
         yield
         return

@@ -407,6 +407,28 @@ def test_an_optimizer_that_cannot_be_stacked_is_refused_by_name(optimizer, reaso
         nnopt.sweep(dense, small_data(), optimizer, seeds=[0], epochs=1, progress=False)
 
 
+def test_weights_excluded_from_decay_by_name_stay_excluded():
+    def optimizer(learning_rate=0.02):
+        made = keras.optimizers.AdamW(learning_rate, weight_decay=0.5)
+        made.exclude_from_weight_decay(var_names=["bias", "beta"])
+        return made
+
+    build, shape = NETWORKS["normalized"]
+    data = small_data(shape)
+    result = nnopt.sweep(build, data, optimizer, {"learning_rate": [0.02]}, seeds=[3, 0], epochs=3, progress=False)
+    assert_equals_plain_runs(build, optimizer, data, result, numbers=[1])
+
+
+def test_weights_excluded_from_decay_one_by_one_are_refused():
+    def optimizer(learning_rate=0.02):
+        made = keras.optimizers.AdamW(learning_rate, weight_decay=0.5)
+        made.exclude_from_weight_decay(var_list=[keras.Variable(0.0)])
+        return made
+
+    with pytest.raises(ValueError, match="excludes variables from weight decay other than by their names"):
+        nnopt.sweep(dense, small_data(), optimizer, {"learning_rate": [0.02]}, seeds=[0], epochs=1, stacked=True)
+
+
 def test_a_refused_optimizer_trains_one_by_one():
     result = nnopt.sweep(
         dense, small_data(), keras.optimizers.Lamb, {"learning_rate": [0.01]}, seeds=[0], epochs=3, stacked=False,
