@@ -1,5 +1,8 @@
 """Model families, one file each, named as the article names them."""
 
+from nnopt.models.convolutional import cnn
 from nnopt.models.feedforward import mlp
+from nnopt.models.recurrent import rnn
+from nnopt.models.residual import resnet
 
-__all__ = ["mlp"]
+__all__ = ["cnn", "mlp", "resnet", "rnn"]

@@ -1,0 +1,341 @@
+import keras
+import numpy as np
+import pytest
+
+from nnopt.models import resnet
+from nnopt.models.normalization import FusedBatchNormalization
+
+GENERATOR = np.random.default_rng(0)
+
+
+def array(tensor):
+    return np.array(keras.ops.convert_to_numpy(tensor))  # a copy: a training step may reuse the tensor's memory
+
+
+def images(count, size, channels=3):
+    return GENERATOR.normal(size=(count, size, size, channels)).astype("float32")
+
+
+def layers_of(model, kind):
+    return [layer for layer in model.layers if isinstance(layer, kind)]
+
+
+def trainable(model):
+    return sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)
+
+
+def gradients(model, x, y):
+    """The gradients of one training step, read off what plain gradient descent at rate 1 does to the weights."""
+    before = [array(weight) for weight in model.trainable_weights]
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(1.0), loss, jit_compile=keras.backend.backend() == "jax")
+    model.train_on_batch(x, y)
+    return [old - array(weight) for old, weight in zip(before, model.trainable_weights)]
+
+
+def torch_resnet(blocks, width, classes):
+    """ResNet v1.5 written with PyTorch's own layers, the layout of torchvision's."""
+    torch = pytest.importorskip("torch")
+    nn = torch.nn
+
+    class Bottleneck(nn.Module):
+        def __init__(self, channels, width, stride):
+            super().__init__()
+            self.conv1, self.bn1 = nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width)
+            self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
+            self.bn2 = nn.BatchNorm2d(width)
+            self.conv3, self.bn3 = nn.Conv2d(width, 4 * width, 1, bias=False), nn.BatchNorm2d(4 * width)
+            self.downsample = None
+            if stride > 1 or channels != 4 * width:
+                convolution = nn.Conv2d(channels, 4 * width, 1, stride, bias=False)
+                self.downsample = nn.Sequential(convolution, nn.BatchNorm2d(4 * width))
+
+        def forward(self, x):
+            y = torch.relu(self.bn1(self.conv1(x)))
+            y = torch.relu(self.bn2(self.conv2(y)))
+            y = self.bn3(self.conv3(y))
+            return torch.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+    stem = [nn.Conv2d(3, width, 7, 2, padding=3, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+    body, channels = [], width
+    for stage, count in enumerate(blocks):
+        for block in range(count):
+            own = width * 2**stage
+            body.append(Bottleneck(channels, own, 2 if stage > 0 and block == 0 else 1))
+            channels = 4 * own
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes)]
+    return nn.Sequential(*stem, nn.MaxPool2d(3, 2, padding=1), *body, *head)
+
+
+def give_weights(model, torch_model):
+    """Copies all weights and statistics, in the order in which both models compute; shortcuts are matched by name."""
+    nn = pytest.importorskip("torch").nn
+    modules = [(name, part) for name, part in torch_model.named_modules() if not list(part.children())]
+    kinds = [(keras.layers.Conv2D, nn.Conv2d), (keras.layers.BatchNormalization, nn.BatchNorm2d)]
+    for kind, torch_kind in kinds:
+        for shortcut in (False, True):
+            own = [layer for layer in layers_of(model, kind) if ("shortcut" in layer.name) == shortcut]
+            theirs = [
+                part for name, part in modules if isinstance(part, torch_kind) and ("downsample" in name) == shortcut
+            ]
+            assert len(own) == len(theirs)
+            for layer, part in zip(own, theirs):
+                give_layer(layer, part)
+    give_layer(model.get_layer("logits"), torch_model[-1])
+
+
+def give_layer(layer, part):
+    # Copies: JAX would share PyTorch's memory, and see its statistics move.
+    state = {name: value.detach().numpy().copy() for name, value in part.state_dict().items()}
+    if "running_mean" in state:
+        layer.set_weights([state[name] for name in ("weight", "bias", "running_mean", "running_var")])
+    elif "bias" in state:
+        layer.set_weights([state["weight"].T, state["bias"]])
+    else:
+        layer.set_weights([state["weight"].transpose(2, 3, 1, 0)])
+
+
+def random_statistics(torch_model):
+    """Makes every normalization do something of its own also in inference."""
+    torch = pytest.importorskip("torch")
+    for part in torch_model.modules():
+        if isinstance(part, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(part.weight, 0.5, 1.0)
+            torch.nn.init.normal_(part.bias, 0.0, 0.2)
+            torch.nn.init.normal_(part.running_mean, 0.0, 0.2)
+            torch.nn.init.uniform_(part.running_var, 0.5, 2.0)
+
+
+def test_resnet_50_has_the_parameters_and_computes_the_function_of_pytorchs():
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    model, twin = resnet(50, (224, 224, 3), 1000, seed=0), torch_resnet((3, 4, 6, 3), 64, 1000)
+    assert trainable(model) == 25_557_032 == sum(parameter.numel() for parameter in twin.parameters())
+    random_statistics(twin)
+    give_weights(model, twin)
+    x = images(2, 224)
+    with torch.no_grad():
+        expected = twin.eval()(torch.from_numpy(x.transpose(0, 3, 1, 2))).numpy()
+    assert expected.std() > 0.1
+    np.testing.assert_allclose(model.predict(x, verbose=0), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [75, pytest.param(64, marks=pytest.mark.thorough)])
+def test_a_training_step_is_pytorchs_too(size):
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(1)
+    model, twin = resnet(50, (size, size, 3), 7, width=8, seed=0), torch_resnet((3, 4, 6, 3), 8, 7)
+    for name, parameter in twin.named_parameters():
+        if name.endswith("bn3.weight"):
+            torch.nn.init.constant_(parameter, 0.2)  # weak branches: rounding does not grow from block to block
+    give_weights(model, twin)
+    x, y = images(8, size), np.arange(8) % 7
+    torch.nn.functional.cross_entropy(twin(torch.from_numpy(x.transpose(0, 3, 1, 2))), torch.from_numpy(y)).backward()
+    keras.Model(model.input, model.get_layer("stem_normalization").output)(x, training=True)
+    mean, variance = (array(weight) for weight in model.get_layer("stem_normalization").non_trainable_weights)
+    kernel = model.get_layer("stem_convolution").trainable_weights[0].path
+    own = dict(zip([weight.path for weight in model.trainable_weights], gradients(model, x, y)))
+    expected = twin[0].weight.grad.numpy().transpose(2, 3, 1, 0)
+    # Not entry by entry: a unit that rounding puts on the other side of a ReLU's kink shifts some of them.
+    assert np.linalg.norm(own[kernel] - expected) < 0.01 * np.linalg.norm(expected)
+    np.testing.assert_allclose(mean, twin[1].running_mean.numpy(), rtol=1e-3, atol=1e-6)
+    count = 8 * ((size + 1) // 2) ** 2
+    batch_variance = (twin[1].running_var.numpy() - 0.9) / 0.1 * (count - 1) / count  # PyTorch keeps the unbiased one
+    np.testing.assert_allclose(variance, 0.9 + 0.1 * batch_variance, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("depth", "parameters"), [(101, 44_549_160), (152, 60_192_808)])
+@pytest.mark.thorough
+def test_deeper_bottleneck_networks_have_the_published_parameters(depth, parameters):
+    assert trainable(resnet(depth, (64, 64, 3), 1000)) == parameters
+
+
+@pytest.mark.parametrize(("depth", "parameters"), [(20, 0.27e6), (32, 0.46e6), (56, 0.85e6)])
+def test_small_networks_have_the_layers_and_parameters_of_the_article(depth, parameters):
+    model = resnet(depth, (32, 32, 3), 10)
+    assert len(layers_of(model, (keras.layers.Conv2D, keras.layers.Dense))) == depth
+    assert trainable(model) == pytest.approx(parameters, rel=0.02)
+    shapes = [model.get_layer(f"stage_{stage}_block_1_output").output.shape[1:] for stage in (1, 2, 3)]
+    assert shapes == [(32, 32, 16), (16, 16, 32), (8, 8, 64)]
+
+
+@pytest.mark.parametrize("depth", [8, 20])
+def test_plain_and_residual_twin_differ_only_in_the_additions(depth):
+    residual, plain = (resnet(depth, (16, 16, 3), 10, residual=kind, seed=3) for kind in (True, False))
+    assert residual.count_params() == plain.count_params()
+    for own, other in zip(residual.weights, plain.weights):
+        assert own.path == other.path
+        np.testing.assert_array_equal(array(own), array(other))
+    own_names, plain_names = ({layer.name for layer in model.layers[1:]} for model in (residual, plain))
+    only_residual = own_names - plain_names
+    assert plain_names < own_names
+    blocks = (depth - 2) // 2
+    assert sum(name.endswith("_add") for name in only_residual) == blocks
+    assert all("_add" in name or "_shortcut_" in name or name.startswith("pad") for name in only_residual)
+
+
+def test_twins_with_projections_share_all_weights_but_the_projections():
+    residual, plain = (resnet(50, (32, 32, 3), 10, width=4, residual=kind, seed=3) for kind in (True, False))
+    shared = [weight for weight in residual.weights if "shortcut" not in weight.path]
+    assert len(residual.weights) - len(shared) == 4 * 5
+    for own, other in zip(shared, plain.weights):
+        assert own.path == other.path
+        np.testing.assert_array_equal(array(own), array(other))
+
+
+@pytest.mark.parametrize("size", [8, 9])
+def test_a_block_computes_what_its_formula_says(size):
+    model = resnet(8, (size, size, 3), 10, seed=0)
+    names = ["stage_1_block_1_output", "stage_2_block_1_normalization_2", "stage_2_block_1_output"]
+    parts = keras.Model(model.input, [model.get_layer(name).output for name in names])
+    before, branch, after = (array(tensor) for tensor in parts(images(4, size), training=False))
+    shortcut = np.concatenate([before[:, ::2, ::2], np.zeros_like(before[:, ::2, ::2])], axis=-1)
+    np.testing.assert_allclose(after, np.maximum(branch + shortcut, 0), rtol=1e-5, atol=1e-6)
+
+
+def test_blocks_start_as_the_identity_where_the_last_gamma_is_zero():
+    model = resnet(14, (16, 16, 3), 10, zero_last_gamma=True, seed=0)
+    outputs = [model.get_layer(name).output for name in ("stem_output", "stage_1_block_2_output")]
+    first, last = keras.Model(model.input, outputs)(images(2, 16), training=True)
+    np.testing.assert_array_equal(array(first), array(last))
+
+
+def test_stem_and_width_can_be_chosen():
+    model = resnet(50, (32, 32, 3), 10, width=8, stem=3)
+    assert model.get_layer("stage_1_block_1_output").output.shape == (None, 32, 32, 32)
+    model = resnet(8, (64, 64, 1), 10, width=4, stem=7)
+    assert model.get_layer("stage_1_block_1_output").output.shape == (None, 16, 16, 4)
+
+
+@pytest.mark.parametrize("depth", [20, pytest.param(152, marks=pytest.mark.thorough)])
+def test_gradients_are_finite_and_reach_the_first_layer(depth):
+    model = resnet(depth, (16, 16, 3), 10, width=8, stem=3, seed=0)
+    found = gradients(model, images(8, 16), np.arange(8))
+    assert all(np.isfinite(gradient).all() for gradient in found)
+    assert np.abs(found[0]).max() > 0
+
+
+def test_the_seed_repeats_the_network_and_another_changes_it():
+    first, again, other = (array(resnet(8, (8, 8, 3), 10, seed=seed).weights[0]) for seed in (5, 5, 6))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_layers_of_one_shape_are_no_twins():
+    model = resnet(14, (8, 8, 3), 10, seed=5)
+    first, second = (array(model.get_layer(f"stage_1_block_{block}_convolution_1").kernel) for block in (1, 2))
+    assert not np.allclose(first, second)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"depth": 8},
+        {"depth": 8, "shortcut": "projection"},
+        {"depth": 14, "residual": False},
+        pytest.param({"depth": 50, "zero_last_gamma": True}, marks=pytest.mark.thorough),
+    ],
+)
+def test_saved_and_loaded_model_predicts_the_same(tmp_path, settings):
+    model = resnet(**settings, input_shape=(16, 16, 3), classes=10, width=4, seed=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    x = images(4, 16)
+    np.testing.assert_array_equal(loaded.predict(x, verbose=0), model.predict(x, verbose=0))
+
+
+def test_logits_are_float32_under_a_mixed_policy():
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = resnet(8, (8, 8, 3), 10, seed=0)
+    finally:
+        keras.config.set_dtype_policy(policy)
+    assert {keras.backend.standardize_dtype(weight.dtype) for weight in model.weights} == {"float32"}
+    assert model.get_layer("stage_3_block_1_output").compute_dtype == "float16"
+    x = images(4, 8)
+    logits = model(x, training=True)
+    assert keras.backend.standardize_dtype(logits.dtype) == "float32"
+    exact = resnet(8, (8, 8, 3), 10, seed=0)(x, training=True)
+    np.testing.assert_allclose(array(logits), array(exact), atol=0.05)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"scale": False},
+        {"center": False},
+        {"momentum": 0.5, "epsilon": 0.1},
+        {"dtype": "mixed_bfloat16"},
+        {"trainable": False},
+        {"renorm": True},
+        {"axis": 1},
+    ],
+)
+def test_fused_normalization_is_the_layer_of_keras(settings):
+    fused, keras_own = FusedBatchNormalization(**settings), keras.layers.BatchNormalization(**settings)
+    tolerance = {"rtol": 1e-5, "atol": 0.02 if "dtype" in settings else 1e-5}
+    for training in (True, True, False):
+        x = 3 * images(5, 6) + 1
+        np.testing.assert_allclose(
+            array(keras.ops.cast(fused(x, training=training), "float32")),
+            array(keras.ops.cast(keras_own(x, training=training), "float32")),
+            **tolerance,
+        )
+    for own, other in zip(fused.weights, keras_own.weights):
+        np.testing.assert_allclose(array(own), array(other), **tolerance)
+
+
+def test_fused_normalization_trains_like_the_layer_of_keras():
+    x, y = 3 * images(6, 8) + 1, np.arange(6) % 3
+    ends = []
+    for layer in (FusedBatchNormalization, keras.layers.BatchNormalization):
+        kernel = keras.initializers.GlorotUniform(seed=1)
+        model = keras.Sequential(
+            [
+                keras.Input((8, 8, 3)),
+                keras.layers.Conv2D(4, 3, kernel_initializer=kernel),
+                layer(name="normalization"),
+                keras.layers.Flatten(),
+                keras.layers.Dense(3, kernel_initializer=keras.initializers.GlorotUniform(seed=2)),
+            ]
+        )
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(keras.optimizers.SGD(0.1), loss)
+        for _ in range(3):
+            model.train_on_batch(x, y)
+        ends.append(model.get_weights())
+    for own, other in zip(*ends):
+        np.testing.assert_allclose(own, other, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "named"),
+    [
+        ({"depth": 9}, ValueError, "depth"),
+        ({"depth": 2}, ValueError, "depth"),
+        ({"depth": 18}, ValueError, "depth"),
+        ({"depth": "50"}, TypeError, "depth"),
+        ({"depth": 20.0}, TypeError, "depth"),
+        ({"input_shape": 32}, TypeError, "input_shape"),
+        ({"input_shape": (32, 32)}, ValueError, "input_shape"),
+        ({"input_shape": (None, None, 3)}, TypeError, r"input_shape\[0\]"),
+        ({"input_shape": (32, 32, 0)}, ValueError, r"input_shape\[2\]"),
+        ({"classes": 0}, ValueError, "classes"),
+        ({"residual": 1}, TypeError, "residual"),
+        ({"shortcut": "zeros"}, ValueError, "shortcut"),
+        ({"shortcut": True}, TypeError, "shortcut"),
+        ({"width": 0}, ValueError, "width"),
+        ({"width": 1.5}, TypeError, "width"),
+        ({"stem": 5}, ValueError, "stem"),
+        ({"stem": "3"}, TypeError, "stem"),
+        ({"zero_last_gamma": None}, TypeError, "zero_last_gamma"),
+        ({"zero_last_gamma": True, "residual": False}, ValueError, "zero_last_gamma"),
+        ({"seed": -1}, ValueError, "seed"),
+        ({"seed": 0.5}, TypeError, "seed"),
+    ],
+)
+def test_wrong_arguments_are_named_with_their_rule_and_value(arguments, error, named):
+    with pytest.raises(error, match=f"^`{named}` must .*Received: "):
+        resnet(**{"depth": 8, "input_shape": (8, 8, 3), "classes": 10, **arguments})
