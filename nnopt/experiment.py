@@ -860,7 +860,20 @@ class _TensorFlowStack(_Stack):
         self.train = _compiled(self._train, input_signature=signature, autograph=False)
         # XLA fuses the optimizer's dozen passes over all weights into one; around the whole step it is far slower.
         self.update = _compiled(self._update, autograph=False, jit_compile=tensorflow.test.is_built_with_xla())
-        self.evaluate = _compiled(self._evaluate, autograph=False)
+        self._evaluate_compiled = None
+
+    def evaluate(self, x, y):
+        import tensorflow
+
+        def free(array):  # a free number of examples, here too: one graph for all parts and their last batches
+            shape = list(array.shape)
+            shape[1 if self.own_data else 0] = None
+            return tensorflow.TensorSpec(shape, array.dtype)
+
+        if self._evaluate_compiled is None:
+            signature = keras.tree.map_structure(free, (x, y))
+            self._evaluate_compiled = _compiled(self._evaluate, input_signature=signature, autograph=False)
+        return self._evaluate_compiled(x, y)
 
     def _train(self, rows, rates):
         import tensorflow
