@@ -40,7 +40,7 @@ def test_the_commands_differ_only_in_their_last_step():
     assert [command.rpartition(" && ")[2].split()[:2] for command in commands] == [
         ["jupyter", "lab"],
         ["jupyter", "nbconvert"],
-        ["pytest"],
+        ["pytest", "-n"],
     ]
 
 

@@ -153,6 +153,7 @@ def test_logits_are_float32_under_a_mixed_policy(cell):
     np.testing.assert_allclose(array(model(TOKENS)), array(exact(TOKENS)), atol=5e-3)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("cell", CELLS)
 def test_learns_which_symbol_came_first(cell):
     x = GENERATOR.integers(1, 5, (256, 4))

@@ -120,7 +120,8 @@ def test_resnet_50_has_the_parameters_and_computes_the_function_of_pytorchs():
     np.testing.assert_allclose(model.predict(x, verbose=0), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("size", [75, pytest.param(64, marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("size", [75, 64])
 def test_a_training_step_is_pytorchs_too(size):
     torch = pytest.importorskip("torch")
     torch.manual_seed(1)
