@@ -5,6 +5,12 @@ import pytest
 from nnopt.models import rnn
 
 CELLS = ["simple", "lstm", "gru"]
+# Where a case costs seconds, the plain runs take one cell and the thorough ones all.
+USUALLY_LSTM = [
+    pytest.param("simple", marks=pytest.mark.thorough),
+    "lstm",
+    pytest.param("gru", marks=pytest.mark.thorough),
+]
 GENERATOR = np.random.default_rng(0)
 SEQUENCES = GENERATOR.normal(size=(4, 6, 3)).astype("float32")
 LENGTHS = [6, 4, 1, 5]
@@ -41,7 +47,7 @@ def torch_twin(cell, weights):
     return twin
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", USUALLY_LSTM)
 @pytest.mark.parametrize("return_sequences", [False, True])
 def test_network_computes_what_pytorchs_layer_does(cell, return_sequences):
     torch = pytest.importorskip("torch")
@@ -79,7 +85,7 @@ def test_padding_a_batch_of_real_values_further_changes_nothing(cell):
     np.testing.assert_allclose(model.predict(sequences[1:2, :4], verbose=0)[0], output[1], atol=1e-5)
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", USUALLY_LSTM)
 def test_without_a_mask_value_every_step_counts(cell):
     model = rnn((None, 3), [8], 4, cell=cell, seed=0)
     model.weights[-1].assign(np.ones(4))
@@ -89,7 +95,7 @@ def test_without_a_mask_value_every_step_counts(cell):
     assert np.abs(longer - model.predict(SEQUENCES, verbose=0)).max() > 1e-3
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", USUALLY_LSTM)
 def test_padding_counts_neither_in_the_loss_nor_in_the_training(cell):
     labels = GENERATOR.integers(0, 4, (4, 6))
     weights = []
@@ -115,7 +121,7 @@ def test_dropout_acts_in_training_only_and_follows_the_seed():
     assert not np.allclose(trained[0], models[0].predict(SEQUENCES, verbose=0))
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", USUALLY_LSTM)
 def test_the_seed_repeats_the_network_and_another_changes_it(cell):
     drawn = [
         rnn((None,), [8, 8], 4, cell=cell, vocabulary=5, embedding=8, seed=seed).get_weights() for seed in (5, 5, 6)
@@ -127,7 +133,7 @@ def test_the_seed_repeats_the_network_and_another_changes_it(cell):
     assert not np.allclose(drawn[0][2], drawn[0][5])
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", USUALLY_LSTM)
 @pytest.mark.parametrize("tokens", [False, True])
 def test_saved_and_loaded_model_predicts_the_same(tmp_path, cell, tokens):
     settings = {"vocabulary": 11, "embedding": 5, "return_sequences": True} if tokens else {"mask_value": 0.0}
@@ -138,7 +144,7 @@ def test_saved_and_loaded_model_predicts_the_same(tmp_path, cell, tokens):
     np.testing.assert_array_equal(loaded.predict(x, verbose=0), model.predict(x, verbose=0))
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", USUALLY_LSTM)
 def test_logits_are_float32_under_a_mixed_policy(cell):
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_float16")
