@@ -419,6 +419,7 @@ def test_weights_excluded_from_decay_by_name_stay_excluded():
     assert_equals_plain_runs(build, optimizer, data, result, numbers=[1])
 
 
+@only_stacked
 def test_weights_excluded_from_decay_one_by_one_are_refused():
     def optimizer(learning_rate=0.02):
         made = keras.optimizers.AdamW(learning_rate, weight_decay=0.5)
