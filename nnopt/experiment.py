@@ -262,9 +262,14 @@ class SweepResult:
         """Returns the trained network of a run, numbered as in `.runs`, as an ordinary, uncompiled keras model."""
         trained = self._trained[check_integer("run", run, at_least=0, at_most=len(self) - 1)]
         model = self._plan.new_model(trained)
-        for variable, value in zip(model.trainable_variables + _state(model), trained.weights):
+        for variable, value in zip(model.trainable_variables + _state(model), trained.weights + trained.state):
             variable.assign(value)
         return model
+
+    def weights(self, run):
+        """Returns the trained weights of a run, numbered as in `.runs`: arrays as of `model.trainable_weights`."""
+        trained = self._trained[check_integer("run", run, at_least=0, at_most=len(self) - 1)]
+        return [array.copy() for array in trained.weights]
 
     def _curves(self, metric):
         if metric not in self.history:
@@ -296,7 +301,8 @@ class _Run:
     optimizer_arguments: dict
     seed: int
     curves: dict = field(default_factory=dict)  # metric name -> (epochs,)
-    weights: list = None  # arrays in the order of model.trainable_variables + model.non_trainable_variables
+    weights: list = None  # arrays in the order of model.trainable_variables
+    state: list = None  # the other variables', as `_state` lists them
 
 
 @dataclass
@@ -581,7 +587,10 @@ def _train_alone(plan, run, advance):
         rows.append(row)
         advance(1)
     run.curves = {name: np.array([float(row.get(name, np.nan)) for row in rows]) for name in rows[-1]}
-    run.weights = [np.array(ops.convert_to_numpy(variable)) for variable in model.trainable_variables + _state(model)]
+    run.weights, run.state = [
+        [np.array(ops.convert_to_numpy(variable)) for variable in variables]
+        for variables in (model.trainable_variables, _state(model))
+    ]
 
 
 def _state(model):
@@ -626,12 +635,12 @@ def _train_stack(plan, group, model, advance):
             row.update({prefix + name: values for name, values in _evaluate(stack, batches).items()})
         rows.append(row)
         advance(len(group))
-    weights = stack.weights()
+    weights, state = stack.weights()
     for number, run in enumerate(group):
         run.curves = {
             name: np.array([row[name][number] if name in row else np.nan for row in rows]) for name in rows[-1]
         }
-        run.weights = [array[number] for array in weights]
+        run.weights, run.state = [[array[number] for array in arrays] for arrays in (weights, state)]
 
 
 def _train_epoch(stack, indices, rates, batch_size):
@@ -791,10 +800,10 @@ class _Stack:
         self.x, self.y = keras.tree.map_structure(ops.convert_to_tensor, (x, y))
 
     def weights(self):
-        """Returns the weights, then the state, in the model's order: arrays (runs, ...)."""
+        """Returns the weights and the state, two lists in the model's order of arrays (runs, ...)."""
         matrices = [ops.convert_to_numpy(variable) for variable in self.parameters]
         stacked = [matrix.reshape(self.runs, *shape) for matrix, shape in zip(matrices, self.shapes)]
-        return stacked + [ops.convert_to_numpy(variable) for variable in self.state]
+        return stacked, [ops.convert_to_numpy(variable) for variable in self.state]
 
     def _scores(self, parameters, state, x, y, training):
         """Returns the total loss and the metrics, (metrics, runs), and the new state of all runs."""

@@ -100,6 +100,8 @@ def assert_equals_plain_runs(build, optimizer, data, result, arguments=lambda ru
             np.testing.assert_allclose(result.history[name][number], curve, rtol=1e-4, atol=1e-6, err_msg=name)
         for ours, theirs in zip(result.model(number).get_weights(), model.get_weights()):
             np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+        for ours, variable in zip(result.weights(number), model.trainable_weights):
+            np.testing.assert_allclose(ours, keras.ops.convert_to_numpy(variable), rtol=1e-3, atol=1e-4)
 
 
 def combinations():
@@ -484,5 +486,7 @@ def test_unknown_metrics_entries_and_runs_are_named():
         result.select(units=3)
     with pytest.raises(ValueError, match="`run`"):
         result.model(1)
+    with pytest.raises(ValueError, match="run"):
+        result.weights(1)
     with pytest.raises(ValueError, match="`mode`"):
         result.best("loss", mode="least")
