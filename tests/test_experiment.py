@@ -184,6 +184,18 @@ def test_stacked_optimizer_is_as_many_optimizers_with_numbers_of_their_own(name)
     np.testing.assert_allclose(keras.ops.convert_to_numpy(together), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="only TensorFlow's update is fused or not")
+@pytest.mark.parametrize("name", ["SGD", "Adam"])
+def test_the_update_is_the_same_with_and_without_xla(name, monkeypatch):
+    optimizer, grid, ends = getattr(keras.optimizers, name), {"learning_rate": [0.01, 0.05], **NUMBERS[name]}, []
+    for threshold in (0, float("inf")):
+        monkeypatch.setattr("nnopt.experiment._WORTH_FUSING", threshold)
+        result = nnopt.sweep(dense, small_data(), optimizer, grid, seeds=[0], epochs=1, progress=False)
+        ends.append([array for run in range(len(result)) for array in result.weights(run)])
+    for fused, plain in zip(*ends):
+        np.testing.assert_allclose(fused, plain, rtol=1e-4, atol=1e-6)
+
+
 def test_order_of_runs_is_settings_then_seeds_and_groups_are_put_back():
     grid = {"units": [4, 8], "learning_rate": [0.1, 0.2]}
     result = nnopt.sweep(dense, small_data(), keras.optimizers.SGD, grid, seeds=[5, 6], epochs=1, progress=False)
