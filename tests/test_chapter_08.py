@@ -58,10 +58,14 @@ def mean_loss(layers, x, y, normalized):
     return -np.take_along_axis(logs, y[..., None], axis=2).mean(axis=(1, 2))
 
 
+def in_double_precision(layers):
+    return [[one.astype("float64") for one in layer] for layer in layers]
+
+
 @pytest.mark.parametrize("normalized", [False, True])
 def test_gradients_of_several_runs_match_finite_differences(normalized):
     generator = np.random.default_rng(0)
-    layers = CHAPTER["initial_layers"](2, 1.0, [0, 1], width=4)
+    layers = in_double_precision(CHAPTER["initial_layers"](2, 1.0, [0, 1], width=4))
     x, y = generator.uniform(size=(2, 6, 64)), generator.integers(10, size=(2, 6))
     found = CHAPTER["gradients"](layers, x, y, normalized)
     for depth, part, index in [(0, 0, (3, 2)), (0, 2, (0, 1)), (1, 0, (1, 3)), (1, 1, (0, 2)), (2, 0, (2, 7))]:
@@ -83,7 +87,7 @@ def test_a_twin_with_normalization_reproduces_the_plain_network():
 
 
 def test_normalized_gradients_shrink_as_their_kernel_grows():
-    layers = CHAPTER["initial_layers"](3, 1.0, [0])
+    layers = in_double_precision(CHAPTER["initial_layers"](3, 1.0, [0]))
     x, y = (part[None, :64] for part in nnopt.data.digits().train)
     grown = [layers[0], [100 * layers[1][0], *layers[1][1:]], *layers[2:]]
     before, after = (CHAPTER["gradients"](one, x, y, True, epsilon=1e-12)[1][0] for one in (layers, grown))
