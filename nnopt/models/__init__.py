@@ -1,9 +1,10 @@
 """Model families, one file each, named as the article names them."""
 
+from nnopt.models.adversarial import AdversarialNetwork, gan
 from nnopt.models.attention import seq2seq, transformer
 from nnopt.models.convolutional import cnn
 from nnopt.models.feedforward import mlp
 from nnopt.models.recurrent import rnn
 from nnopt.models.residual import resnet
 
-__all__ = ["cnn", "mlp", "resnet", "rnn", "seq2seq", "transformer"]
+__all__ = ["AdversarialNetwork", "cnn", "gan", "mlp", "resnet", "rnn", "seq2seq", "transformer"]
