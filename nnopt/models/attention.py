@@ -39,9 +39,9 @@ def seq2seq(
     - None: no c_t anywhere. All that the decoder knows of the source is its initial state (as Sutskever et al. 2014).
 
     Token 0 is padding and stands at the end. Padded source positions get a weight of exactly 0 and change no state;
-    padded target positions count neither in the loss nor in the metrics (the logits carry a mask that Keras uses; its
-    metrics weigh a batch by the share of its positions that are real, so they are exact where all batches are padded
-    to one length). A source that is all padding is read as one padding token, and its context is 0.
+    padded target positions count neither in the loss nor in the metrics: the logits carry a mask that Keras uses. (A
+    metric of Keras' weighs a token by 1 / the padded length of its batch, and the loss of an epoch is the mean over
+    batches: both are means over tokens where all batches have equally many of them.) A source that is all padding is read as one padding token, and its context is 0.
 
     Args:
         source_vocabulary: Number of different source tokens, >= 2, the padding token 0 among them.
@@ -185,14 +185,21 @@ def transformer(
 
 
 class _EncoderDecoder(keras.Model):
-    """What both models have in common: checks of the inputs, the mask of the logits, saving."""
+    """What both models have in common: their form, the mask of the logits, saving."""
 
     def __init__(self, settings, name, dtype, **arguments):
         super().__init__(name=name, dtype=dtype, **arguments)
         self.settings = settings
+        self.mark = _Mark(dtype=self.dtype_policy, name="mark")
 
-    def compute_mask(self, inputs, previous_mask=None):
-        return ops.not_equal(_pair(inputs)[1], 0)
+    def call(self, inputs, training=None):
+        source, target = _pair(inputs)
+        return self.mark(self._teacher_forced(source, target, training), mask=ops.not_equal(target, 0))
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        # Once more, since on JAX the mask does not outlive the computation of the gradient.
+        y_pred = self.mark(y_pred, mask=ops.not_equal(_pair(x)[1], 0))
+        return super().compute_metrics(x, y, y_pred, sample_weight)
 
     def get_config(self):
         return {**super().get_config(), **self.settings}
@@ -210,6 +217,21 @@ class _EncoderDecoder(keras.Model):
             dtype="float32" if half else self.dtype_policy,
             name="logits",
         )
+
+
+class _Mark(keras.layers.Layer):
+    """Attaches `mask` to its input, for the loss and the metrics.
+
+    Inside `call`, since Keras on JAX trains by a way that passes the `compute_mask` of the model itself by.
+    """
+
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        self.supports_masking = True
+        self.autocast = False  # logits stay in float32
+
+    def call(self, x, mask=None):
+        return x
 
 
 @keras.saving.register_keras_serializable("nnopt")
@@ -304,8 +326,7 @@ class Seq2Seq(_EncoderDecoder):
         self.logits.build((None, None, units))
         self.built = True
 
-    def call(self, inputs, training=None):
-        source, target = _pair(inputs)
+    def _teacher_forced(self, source, target, training):
         states, context, _ = self._decode(target, self._encode(source, training), training)
         return self._read_out(states, context, training)
 
@@ -453,8 +474,7 @@ class Transformer(_EncoderDecoder):
         self.target_embedding.build()
         self.built = True
 
-    def call(self, inputs, training=None):
-        source, target = _pair(inputs)
+    def _teacher_forced(self, source, target, training):
         memory, visible = self._encode(source, training)
         x = self._embed(target, "target", training)
         for block in self.decoder:
@@ -642,9 +662,11 @@ def _sinusoids(positions, width):
 
 def _masked_softmax(scores, mask):
     """Returns weights that are exactly 0 where `mask` is False, also where it is nowhere True."""
-    exact = ops.cast(scores, "float32")
-    weights = ops.softmax(ops.where(mask, exact, -1e9), axis=-1)
-    return ops.cast(ops.where(mask, weights, 0.0), scores.dtype)
+    scores, dtype = ops.where(mask, ops.cast(scores, "float32"), -1e9), scores.dtype
+    # Not ops.softmax, which warns of sources of one token.
+    weights = ops.where(mask, ops.exp(scores - ops.max(scores, axis=-1, keepdims=True)), 0.0)
+    total = ops.sum(weights, axis=-1, keepdims=True)
+    return ops.cast(weights / ops.maximum(total, 1e-9), dtype)
 
 
 def _never_empty(mask):
