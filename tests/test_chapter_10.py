@@ -104,8 +104,8 @@ def test_greedy_tokens_are_the_likeliest_of_the_models_logits(attention):
 
 def test_costs_count_every_matrix_of_the_models():
     vocabulary = 11
-    network = nnopt.models.seq2seq(7, vocabulary, 16, embedding=16, cell="gru", attention="luong", seed=0)
-    assert CHAPTER["matrices"](network) == CHAPTER["recurrent_cost"](16, vocabulary, 1, 1) - 3 * 16
+    network = nnopt.models.seq2seq(7, vocabulary, 16, embedding=16, cell="gru", attention="bahdanau", seed=0)
+    assert CHAPTER["matrices"](network) == CHAPTER["recurrent_cost"](16, vocabulary, 1, 1) - 2 * 16
     network = nnopt.models.transformer(7, vocabulary, 16, depth=1, heads=2, hidden=24, seed=0)
     assert CHAPTER["matrices"](network) == CHAPTER["transformer_cost"](16, 24, vocabulary, 1, 1) - 6 * 16
 
