@@ -41,7 +41,8 @@ def seq2seq(
     Token 0 is padding and stands at the end. Padded source positions get a weight of exactly 0 and change no state;
     padded target positions count neither in the loss nor in the metrics: the logits carry a mask that Keras uses. (A
     metric of Keras' weighs a token by 1 / the padded length of its batch, and the loss of an epoch is the mean over
-    batches: both are means over tokens where all batches have equally many of them.) A source that is all padding is read as one padding token, and its context is 0.
+    batches: both are means over tokens where all batches have equally many of them.) A source that is all padding is
+    read as one padding token, and its context is 0.
 
     Args:
         source_vocabulary: Number of different source tokens, >= 2, the padding token 0 among them.
