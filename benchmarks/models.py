@@ -1,11 +1,15 @@
-"""Training speed of the larger models beside their peers: `resnet(50)` beside Keras' and a plain PyTorch ResNet-50.
+"""Training speed of the larger models beside their peers.
 
-    python benchmarks/models.py           # on the backend of KERAS_BACKEND, TensorFlow by default
-    python benchmarks/models.py 32 64     # only these image sizes
+`resnet(50)` beside Keras' and a plain PyTorch ResNet-50, the attentive `seq2seq` beside a plain PyTorch one.
 
-A step is a whole training step on a batch that lies in memory: forward, backward, update by Adam, 1,000 classes.
-Compilation is not counted. The sides take turns, a few steps each, and the medians over the turns are compared.
-PyTorch runs as people write it (eager, channels first) and in its faster layout (channels last).
+    python benchmarks/models.py             # all, on the backend of KERAS_BACKEND, TensorFlow by default
+    python benchmarks/models.py 32 64       # ResNet-50 at these image sizes only
+    python benchmarks/models.py seq2seq     # the encoder-decoder only
+
+A step is a whole training step on a batch that lies in memory: forward, backward, update by Adam. Compilation is not
+counted. The sides take turns, a few steps each, and the medians over the turns are compared. PyTorch runs as people
+write it: images channels first, and in its faster layout (channels last); sentences packed, so that padding is not
+computed. Tokens are those of the target that are real, padding not counted.
 """
 
 import importlib.metadata
@@ -21,11 +25,12 @@ import keras
 import numpy as np
 
 import nnopt
-from nnopt.models import resnet
+from nnopt.models import resnet, seq2seq
 
 CLASSES, TURNS = 1000, 5
 BATCHES = {32: 64, 64: 32, 224: 8}  # images a batch, by the side of an image
 STEPS = {32: 4, 64: 2, 224: 1}  # steps a turn
+VOCABULARY, UNITS, SENTENCES, LONGEST = 6000, 256, 64, 20
 
 
 def keras_side(model, x, y):
@@ -132,6 +137,100 @@ def images(size):
     report(f"ResNet-50, {size}x{size} pixels, batches of {count}: images", rates(sides, count, STEPS[size]))
 
 
+def sentences():
+    """Returns sources, decoder inputs and targets of 8 to `LONGEST` random tokens, padded with 0."""
+    generator = np.random.default_rng(0)
+    batch = generator.integers(3, VOCABULARY, (3, SENTENCES, LONGEST))
+    lengths = generator.integers(8, LONGEST + 1, (2, SENTENCES, 1))
+    source, target = (batch[i] * (np.arange(LONGEST) < lengths[i]) for i in range(2))
+    inputs = np.concatenate([np.ones((SENTENCES, 1), target.dtype), target[:, :-1]], axis=1) * (target > 0)
+    return source, inputs, target
+
+
+def torch_seq2seq(weights):
+    """Returns the plain twin in PyTorch, given the weights of ours in the order in which Keras lists them."""
+    import torch
+    from torch import nn
+
+    class Twin(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.source_embedding, self.target_embedding = (nn.Embedding(VOCABULARY, UNITS) for _ in range(2))
+            self.encoder = nn.LSTM(UNITS, UNITS, batch_first=True, bidirectional=True)
+            self.bridges = nn.ModuleList([nn.Linear(2 * UNITS, UNITS) for _ in range(2)])
+            self.decoder = nn.LSTM(UNITS, UNITS, batch_first=True)
+            self.keys = nn.Linear(2 * UNITS, UNITS, bias=False)
+            self.combine = nn.Linear(3 * UNITS, UNITS, bias=False)
+            self.logits = nn.Linear(UNITS, VOCABULARY)
+
+        def forward(self, source, target, lengths):
+            packed = nn.utils.rnn.pack_padded_sequence(
+                self.source_embedding(source), lengths, batch_first=True, enforce_sorted=False
+            )
+            memory, last = self.encoder(packed)
+            memory, _ = nn.utils.rnn.pad_packed_sequence(memory, batch_first=True, total_length=source.shape[1])
+            initial = [
+                torch.tanh(bridge(torch.cat([*state], dim=-1)))[None] for bridge, state in zip(self.bridges, last)
+            ]
+            states, _ = self.decoder(self.target_embedding(target), tuple(initial))
+            scores = states @ self.keys(memory).transpose(1, 2)
+            weights = torch.softmax(scores.masked_fill((source == 0)[:, None], -torch.inf), dim=-1)
+            return self.logits(torch.tanh(self.combine(torch.cat([weights @ memory, states], dim=-1))))
+
+    twin, zeros = Twin(), np.zeros(4 * UNITS, "float32")
+    tables, rest = weights[:2], weights[2:]
+    values = [*tables]
+    for i in (0, 3):  # PyTorch's LSTM has two biases
+        values += [rest[i].T, rest[i + 1].T, rest[i + 2], zeros]
+    values += [rest[6].T, rest[7], rest[8].T, rest[9]]
+    values += [rest[10].T, rest[11].T, rest[12], zeros]
+    values += [rest[13].T, rest[14].T, rest[15].T, rest[16]]
+    with torch.no_grad():
+        for parameter, value in zip(twin.parameters(), values, strict=True):
+            parameter.copy_(torch.from_numpy(np.array(value)))
+    return twin
+
+
+def torch_sentences_side(twin, source, inputs, target):
+    import torch
+
+    optimizer = torch.optim.Adam(twin.parameters(), 1e-3)
+    source, inputs, target = (torch.from_numpy(one) for one in (source, inputs, target))
+    lengths = (source != 0).sum(1)
+
+    def train(steps):
+        for _ in range(steps):
+            optimizer.zero_grad()
+            logits = twin(source, inputs, lengths)
+            torch.nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=0).backward()
+            optimizer.step()
+
+    return train
+
+
+def check_same_function(model, twin, source, inputs):
+    import torch
+
+    with torch.no_grad():
+        expected = twin(*(torch.from_numpy(one) for one in (source, inputs)), torch.from_numpy((source > 0).sum(1)))
+    ours = keras.ops.convert_to_numpy(model([source, inputs]))
+    np.testing.assert_allclose(ours[inputs > 0], expected.numpy()[inputs > 0], rtol=1e-3, atol=1e-4)
+
+
+def translation():
+    source, inputs, target = sentences()
+    model = seq2seq(VOCABULARY, VOCABULARY, UNITS, embedding=UNITS, seed=0)
+    sides = {'nnopt.models.seq2seq("luong")': keras_side(model, [source, inputs], target)}
+    if importlib.util.find_spec("torch"):
+        twin = torch_seq2seq(model.get_weights())
+        check_same_function(model, twin, source, inputs)
+        sides["PyTorch"] = torch_sentences_side(twin, source, inputs, target)
+    title = (
+        f"LSTM encoder-decoder with attention, {UNITS} units, {SENTENCES} sentences of up to {LONGEST} tokens: tokens"
+    )
+    report(title, rates(sides, int((target > 0).sum()), 4))
+
+
 def main():
     backend = keras.backend.backend()
     versions = ", ".join(
@@ -144,9 +243,9 @@ def main():
         f"Python {platform.python_version()}, {os.cpu_count()} CPUs"
     )
     print(f"median of {TURNS} turns")
-    for size in [int(size) for size in sys.argv[1:]] or BATCHES:
+    for chosen in sys.argv[1:] or [*BATCHES, "seq2seq"]:
         keras.utils.clear_session()
-        images(size)
+        translation() if chosen == "seq2seq" else images(int(chosen))
 
 
 if __name__ == "__main__":
