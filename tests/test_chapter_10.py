@@ -12,6 +12,11 @@ CHAPTER = from_scratch("10_attention")
 RANDOM = np.random.default_rng(0)
 
 
+def slow_on_jax(test):
+    """Without a compiled function around it, JAX compiles every operation on its own."""
+    return pytest.mark.thorough(test) if keras.backend.backend() == "jax" else test
+
+
 def normal(*shape):
     return ops.convert_to_tensor(RANDOM.normal(size=shape).astype("float32"))
 
@@ -90,6 +95,7 @@ def test_greedy_decoding_ends_each_sentence_on_its_own_and_pads_behind_it():
     assert CHAPTER["greedy"](Counting(), np.array([[9]], "int32"), most=5).shape == (1, 5)
 
 
+@slow_on_jax
 @pytest.mark.parametrize("attention", ["luong", pytest.param(None, marks=pytest.mark.thorough)])
 def test_greedy_tokens_are_the_likeliest_of_the_models_logits(attention):
     model = nnopt.models.seq2seq(9, 12, 8, embedding=8, cell="gru", attention=attention, seed=1)
@@ -102,6 +108,7 @@ def test_greedy_tokens_are_the_likeliest_of_the_models_logits(attention):
     np.testing.assert_array_equal(rows[rows > 0], likeliest[rows > 0])
 
 
+@slow_on_jax
 def test_costs_count_every_matrix_of_the_models():
     vocabulary = 11
     network = nnopt.models.seq2seq(7, vocabulary, 16, embedding=16, cell="gru", attention="bahdanau", seed=0)
