@@ -4,6 +4,8 @@ import keras
 import numpy as np
 import pytest
 
+from nnopt.callbacks import Resume
+from nnopt.data import OrderedDataset
 from nnopt.models import seq2seq, transformer
 
 GENERATOR = np.random.default_rng(0)
@@ -382,6 +384,29 @@ def test_saved_and_loaded_model_computes_the_same(tmp_path, models, logits, kind
     np.testing.assert_array_equal(array(compiled(loaded)([SOURCE, TARGET])), logits[kind])
     logits_of_step, _ = compiled(loaded.step)(TARGET[:, 0], compiled(loaded.initial_state)(SOURCE))
     np.testing.assert_allclose(array(logits_of_step), logits[kind][:, 0], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", USUALLY_THREE)
+def test_no_two_weights_have_the_same_path(models, kind):
+    """Keras stores an optimizer's slots by the paths of the weights: twins would overwrite each other."""
+    paths = [weight.path for weight in models[kind].weights]
+    assert len(set(paths)) == len(paths)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("kind", ["luong", "transformer"])
+def test_resumed_training_equals_uninterrupted_training(tmp_path, kind):
+    def train(epochs, directory):
+        keras.utils.set_random_seed(0)
+        model = BUILDERS[kind](dropout=0.1, seed=0)
+        model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        data = OrderedDataset((SOURCE, TARGET), TARGET, batch_size=2, seed=0)
+        model.fit(data, epochs=epochs, verbose=0, shuffle=False, callbacks=[Resume(directory, data)])
+        return model.get_weights()
+
+    train(1, tmp_path / "stopped")
+    for whole, resumed in zip(train(2, tmp_path / "whole"), train(2, tmp_path / "stopped")):
+        np.testing.assert_array_equal(whole, resumed)
 
 
 @pytest.mark.parametrize("kind", USUALLY_ONE)

@@ -557,20 +557,21 @@ class _Block(keras.layers.Layer):
     """
 
     def __init__(self, width, heads, hidden, dropout, seeds, dropout_seeds, reads_memory, dtype, name):
+        # The block's name is in those of its layers, so that no two weights have the same path.
         super().__init__(dtype=dtype, name=name)
         dtype, self.reads_memory = self.dtype_policy, reads_memory
-        self.own = _attention(width, heads, seeds, dtype, "self_attention")
-        self.own_normalization = _normalization(width, dtype, "self_attention_normalization")
+        self.own = _attention(width, heads, seeds, dtype, f"{name}_self_attention")
+        self.own_normalization = _normalization(width, dtype, f"{name}_self_attention_normalization")
         self.own_dropout = keras.layers.Dropout(dropout, seed=next(dropout_seeds), dtype=dtype)
         if reads_memory:
-            self.cross = _attention(width, heads, seeds, dtype, "cross_attention")
-            self.cross_normalization = _normalization(width, dtype, "cross_attention_normalization")
+            self.cross = _attention(width, heads, seeds, dtype, f"{name}_cross_attention")
+            self.cross_normalization = _normalization(width, dtype, f"{name}_cross_attention_normalization")
             self.cross_dropout = keras.layers.Dropout(dropout, seed=next(dropout_seeds), dtype=dtype)
-        self.hidden = _dense(hidden, next(seeds), dtype, "hidden", activation="relu", use_bias=True)
-        self.output_layer = _dense(width, next(seeds), dtype, "output", use_bias=True)
+        self.hidden = _dense(hidden, next(seeds), dtype, f"{name}_hidden", activation="relu", use_bias=True)
+        self.output_layer = _dense(width, next(seeds), dtype, f"{name}_output", use_bias=True)
         self.hidden.build((None, None, width))
         self.output_layer.build((None, None, hidden))
-        self.normalization = _normalization(width, dtype, "normalization")
+        self.normalization = _normalization(width, dtype, f"{name}_normalization")
         self.dropout = keras.layers.Dropout(dropout, seed=next(dropout_seeds), dtype=dtype)
         self.cached = ("keys", "values", "memory_keys", "memory_values")
         self.built = True
