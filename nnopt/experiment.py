@@ -354,6 +354,14 @@ class _Plan:
             raise TypeError(f"`build` must return a keras.Model. Received: {model!r} (of type {type(model).__name__})")
         if not model.built:
             raise ValueError("`build` must return a model with weights: give it an input shape or call it once")
+        if (
+            not hasattr(model, "output_shape")
+            or getattr(getattr(model, "output", None), "_keras_mask", None) is not None
+        ):
+            raise ValueError(
+                "`build` must return a functional or sequential model whose outputs carry no mask: "
+                f"the losses of a sweep would count the padding. Received: {model.name} ({type(model).__name__})"
+            )
         return model
 
     def new_optimizer(self, arguments):

@@ -490,6 +490,18 @@ def test_bad_arguments_are_named(changed, error, message):
         nnopt.sweep(**{**arguments, **changed})
 
 
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: nnopt.models.rnn((5,), [4], 3, vocabulary=9, embedding=4, return_sequences=True),
+        lambda: nnopt.models.seq2seq(9, 9, 4, embedding=4),
+    ],
+)
+def test_outputs_with_a_mask_are_refused_since_padding_would_count(build):
+    with pytest.raises(ValueError, match="outputs carry no mask"):
+        nnopt.sweep(build, small_data(), OPTIMIZERS["sgd"], seeds=[0], epochs=1, progress=False)
+
+
 def test_unknown_metrics_entries_and_runs_are_named():
     result = nnopt.sweep(dense, small_data(), OPTIMIZERS["sgd"], seeds=[0], epochs=1, progress=False)
     with pytest.raises(ValueError, match="val_los"):
