@@ -55,7 +55,7 @@ def check(path, book):
     for number, cell in enumerate(book.cells):
         for output in cell.get("outputs", []):
             shown = output.get("text") or str(output.get("data", {}).get("text/plain", ""))
-            if output.get("name") == "stderr":
+            if output.get("name") == "stderr" or "WARNING:" in shown:
                 raise SystemExit(f"{path}, cell {number}: warnings in the output:\n{shown}")
             if str(ROOT) in shown or str(Path.home()) + os.sep in shown or "/tmp/" in shown:
                 raise SystemExit(f"{path}, cell {number}: a path of this machine in the output:\n{shown}")
