@@ -375,6 +375,14 @@ class CtrlC(keras.callbacks.Callback):
             os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c_as_in_a_terminal():
+    """Programs that a shell starts in the background begin with Ctrl-C ignored, and would pass that on to the tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("place", ["training", "validation"])
 def test_ctrl_c_ends_the_batch_brings_the_best_weights_back_and_interrupts(place):
     metric, presser = Metric([3.0, 1.0, 2.0, 2.0, 2.0]), CtrlC(place)
