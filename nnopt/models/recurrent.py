@@ -28,7 +28,8 @@ def rnn(
     the states of the one below. The logits follow from the last state, or with `return_sequences` from every state.
 
     Padding is masked: at a padded position the states stay as they are, so it changes no logits at other positions,
-    and the loss does not count it.
+    and the loss does not count it. (On JAX, Keras loses the mask before the metrics that `fit` reports: with
+    `return_sequences` these count padding; those of `evaluate` do not.)
 
     Args:
         input_shape: Shape of one sequence. Real-valued: (time, features). Tokens: (time,), together with `vocabulary`
