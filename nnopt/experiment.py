@@ -300,6 +300,7 @@ class _Run:
     description: dict
     model_arguments: dict
     optimizer_arguments: dict
+    optimizer: object  # shared by all seeds of a setting: a stack only reads its numbers
     seed: int
     curves: dict = field(default_factory=dict)  # metric name -> (epochs,)
     weights: list = None  # arrays in the order of model.trainable_variables
@@ -339,6 +340,7 @@ class _Plan:
                     description={**labels, "seed": seed},
                     model_arguments=of_model,
                     optimizer_arguments=of_optimizer,
+                    optimizer=optimizer,
                     seed=seed,
                 )
                 groups.setdefault(key, []).append(run)
@@ -792,7 +794,7 @@ class _Stack:
         ]
         states = zip(*(initial[run.seed][count:] for run in group))
         self.state = [keras.Variable(np.stack(arrays), dtype=arrays[0].dtype, trainable=False) for arrays in states]
-        self.optimizers = [plan.new_optimizer(run.optimizer_arguments) for run in group]
+        self.optimizers = [run.optimizer for run in group]
         self.optimizer = _stacked_optimizer(self.optimizers)
         self.optimizer.build(self.parameters)
 
