@@ -6,7 +6,7 @@
     .ci/book.py --readme                           only the README's verdicts, from figures/verdicts.csv
 
 Executes each notebook in place and refuses to store what no reader should see: errors, warnings, paths of this
-machine, files of a megabyte and more. What a chapter no longer claims leaves figures/verdicts.csv.
+machine, a forgotten semicolon's object, files of a megabyte and more. What a chapter no longer claims leaves figures/verdicts.csv.
 """
 
 import argparse
@@ -59,6 +59,8 @@ def check(path, book):
                 raise SystemExit(f"{path}, cell {number}: warnings in the output:\n{shown}")
             if str(ROOT) in shown or str(Path.home()) + os.sep in shown or "/tmp/" in shown:
                 raise SystemExit(f"{path}, cell {number}: a path of this machine in the output:\n{shown}")
+            if output["output_type"] == "execute_result" and re.match(r"\[?(<|[A-Z]\w*\()", shown):
+                raise SystemExit(f"{path}, cell {number}: an object as the last line's value; end it with `;`:\n{shown}")
 
 
 def forget(notebook):
