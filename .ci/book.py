@@ -6,7 +6,8 @@
     .ci/book.py --readme                           only the README's verdicts, from figures/verdicts.csv
 
 Executes each notebook in place and refuses to store what no reader should see: errors, warnings, paths of this
-machine, a forgotten semicolon's object, files of a megabyte and more. What a chapter no longer claims leaves figures/verdicts.csv.
+machine, an object where a semicolon was forgotten, files of a megabyte and more. What a chapter no longer claims leaves
+figures/verdicts.csv.
 """
 
 import argparse
@@ -60,7 +61,7 @@ def check(path, book):
             if str(ROOT) in shown or str(Path.home()) + os.sep in shown or "/tmp/" in shown:
                 raise SystemExit(f"{path}, cell {number}: a path of this machine in the output:\n{shown}")
             if output["output_type"] == "execute_result" and re.match(r"\[?(<|[A-Z]\w*\()", shown):
-                raise SystemExit(f"{path}, cell {number}: an object as the last line's value; end it with `;`:\n{shown}")
+                raise SystemExit(f"{path}, cell {number}: an object: end the last line with `;`:\n{shown}")
 
 
 def forget(notebook):
