@@ -36,7 +36,13 @@ def execute(path):
     book = nbformat.read(path, as_version=4)
     forget(path.stem if path.parent.name == "notebooks" else None)
     start = time.perf_counter()
-    NotebookClient(book, timeout=600, record_timing=False, resources={"metadata": {"path": str(path.parent)}}).execute()
+    NotebookClient(
+        book,
+        timeout=600,
+        record_timing=False,
+        coalesce_streams=True,
+        resources={"metadata": {"path": str(path.parent)}},
+    ).execute()
     seconds = time.perf_counter() - start
     book.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
