@@ -13,7 +13,7 @@ import pytest
 from scipy import stats
 
 from nnopt import evidence
-from nnopt.evidence import Ledger, Verdict, agree, compare, exact, figures_folder
+from nnopt.evidence import Ledger, Verdict, agree, compare, exact, figures_folder, replicate
 
 PACKAGE = Path(evidence.__file__).parent
 CONTROL = np.array([3.0, 3.1, 3.2, 3.3, 3.4, 3.5])
@@ -225,6 +225,25 @@ def test_two_blocks_of_seeds_must_agree():
         assert joint.verdict == "inconclusive"
         assert joint.effect == first.effect
         assert second.verdict in str(joint)
+
+
+def test_replicate_decides_on_the_first_half_and_keeps_what_the_second_confirms():
+    generator = np.random.default_rng(0)
+    control, noise = generator.normal(size=20), 0.1 * generator.normal(size=20)
+    lower = control - 1 + noise
+    verdict = replicate(lower, control, claim="A", unit="nats")
+    alone = compare(lower[:10], control[:10], claim="A", unit="nats")
+    assert (verdict.verdict, verdict.effect, verdict.low, verdict.seeds) == ("supported", alone.effect, alone.low, 10)
+    assert verdict.method.endswith("confirmed on 10 others")
+    flipped = np.where(np.arange(20) < 10, lower, control + 1 + noise)
+    assert replicate(flipped, control, claim="A").verdict == "inconclusive"
+    assert replicate(lower, control, claim="A", direction="greater", margin=0.5).verdict == "refuted"
+
+
+@pytest.mark.parametrize("pairs", [5, 8, 11])
+def test_replicate_refuses_pairs_that_do_not_make_two_halves(pairs):
+    with pytest.raises(ValueError, match=rf"two halves of at least 5 pairs each\. Received: {pairs} pairs"):
+        replicate(np.arange(pairs), np.zeros(pairs), claim="A")
 
 
 @pytest.mark.parametrize("changed", [{"claim": "y"}, {"unit": "%"}, {"direction": "greater"}, {"margin": 1.0}])
