@@ -38,7 +38,7 @@ def sweep_epoch(epochs=30):
     """Seconds of an epoch of 64 runs: what thirty more epochs add to a sweep of ten (both long enough for XLA)."""
 
     def train(epochs):
-        nnopt.sweep(
+        nnopt.lab.sweep(
             network, data, keras.optimizers.Adam, seeds=range(RUNS), epochs=epochs, batch_size=BATCH, progress=False
         )
 

@@ -5,19 +5,15 @@ from nnopt._start import without_tensorflow_notices
 with without_tensorflow_notices():
     import keras  # noqa: F401
 
-from nnopt import callbacks, data, evidence, models, schedules
-from nnopt.experiment import SweepResult, sweep
+from nnopt import callbacks, data, models, schedules
 from nnopt.finder import LearningRateCurve, find_learning_rate
 
 __all__ = [
     "LearningRateCurve",
-    "SweepResult",
     "callbacks",
     "data",
-    "evidence",
     "find_learning_rate",
     "models",
     "schedules",
-    "sweep",
 ]
 __version__ = "0.1.0"

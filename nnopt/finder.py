@@ -228,7 +228,7 @@ class LearningRateCurve:
         """
         from matplotlib import pyplot as plt
 
-        from nnopt import plots
+        from nnopt.lab import plots
 
         if suggest is not None:
             check_choice("suggest", suggest, RULES)

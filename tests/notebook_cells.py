@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 import nnopt
-from nnopt import evidence, plots
+from nnopt.lab import evidence, plots
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 

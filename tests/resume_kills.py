@@ -136,9 +136,9 @@ def kill_in_save(number, stage):
             return file
         return open(*arguments, **keywords)
 
-    import nnopt.checkpoints
+    import nnopt.callbacks._checkpoints
 
-    os.fsync, os.replace, pathlib.Path.unlink, nnopt.checkpoints.open = (
+    os.fsync, os.replace, pathlib.Path.unlink, nnopt.callbacks._checkpoints.open = (
         counted_fsync,
         counted_replace,
         counted_unlink,

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nnopt import evidence
-from nnopt.evidence import Ledger, Verdict, agree, compare, exact, figures_folder, replicate
+from nnopt.lab import evidence
+from nnopt.lab.evidence import Ledger, Verdict, agree, compare, exact, figures_folder, replicate
 
 PACKAGE = Path(evidence.__file__).parent
 CONTROL = np.array([3.0, 3.1, 3.2, 3.3, 3.4, 3.5])
@@ -21,13 +21,13 @@ NOISE = np.array([0.01, -0.02, 0.03, 0.0, -0.01, 0.02])
 
 
 def run_without_keras(code, *arguments):
-    """Starts Python on `code`, in which nnopt.evidence can be imported without the rest of the package."""
+    """Starts Python on `code`, in which nnopt.lab.evidence can be imported without the rest of the package."""
     start = f"""
         import os, signal, sys, types
         package = types.ModuleType("nnopt")
         package.__path__ = [{str(PACKAGE)!r}]
         sys.modules["nnopt"] = package
-        from nnopt import evidence
+        from nnopt.lab import evidence
         """
     code = textwrap.dedent(start) + textwrap.dedent(code)
     return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
@@ -35,7 +35,7 @@ def run_without_keras(code, *arguments):
 
 def test_evidence_imports_nothing_of_nnopt_but_the_checks():
     process = run_without_keras("print(sorted(name for name in sys.modules if name.startswith(('nnopt', 'keras'))))")
-    assert process.communicate()[0].strip() == "['nnopt', 'nnopt.checks', 'nnopt.evidence']"
+    assert process.communicate()[0].strip() == "['nnopt', 'nnopt.checks', 'nnopt.lab.evidence']"
 
 
 @pytest.mark.parametrize("confidence", [0.8, 0.95])

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from scipy import optimize, stats
 
-from nnopt import plots
-from nnopt.evidence import compare, exact
+from nnopt.lab import plots
+from nnopt.lab.evidence import compare, exact
 
 # Machado, Oliveira and Fernandes 2009: linear RGB as seen without red, green or blue cones.
 VISION = {

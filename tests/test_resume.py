@@ -14,8 +14,8 @@ import pytest
 from keras import ops
 
 import nnopt.callbacks
-from nnopt import checkpoints
 from nnopt.callbacks import EarlyStopping, OneCycleLR, Resume, StepDecayLR
+from nnopt.callbacks import _checkpoints as checkpoints
 from nnopt.data.ordered import OrderedDataset
 
 NUMBERS = np.random.default_rng(0)

@@ -14,7 +14,7 @@ from PIL import Image
 from scipy import stats
 
 from nnopt.checks import check_integer, check_number
-from nnopt.evidence import figures_folder
+from nnopt.lab.evidence import figures_folder
 
 # Okabe and Ito 2008, distinct with any colour vision; their yellow is too light for lines on white.
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
@@ -341,7 +341,7 @@ def intervals(ax, names, values, *, confidence=0.95):
 
 
 def forest(verdicts):
-    """Returns a figure with one row for each `nnopt.evidence.Verdict`: its interval, its numbers, its verdict.
+    """Returns a figure with one row for each `nnopt.lab.evidence.Verdict`: its interval, its numbers, its verdict.
 
     Units differ, so each row has a scale of its own: the border of the claim is the vertical line, the claimed side is
     on the right, and the farthest end of each interval lies equally far out. The numbers are written beside.
@@ -354,7 +354,7 @@ def forest(verdicts):
 
     Example:
 
-    >>> from nnopt.evidence import exact
+    >>> from nnopt.lab.evidence import exact
     >>> figure = forest([exact(1.0, 1.0, claim="BN-5", tolerance=1e-5)])
     >>> figure.axes[0].get_yticklabels()[0].get_text()
     'BN-5'
@@ -394,7 +394,7 @@ def save(figure, name, folder=None):
     Args:
         figure: A matplotlib figure.
         name: Name of the file without ".png", such as "07_schedules".
-        folder: Where to; None for `nnopt.evidence.figures_folder()`.
+        folder: Where to; None for `nnopt.lab.evidence.figures_folder()`.
 
     Raises:
         ValueError: `name` is no plain file name, or the figure is too rich even so: draw fewer points, or rasterize.

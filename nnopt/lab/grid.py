@@ -111,7 +111,7 @@ def sweep(
     Example:
 
     >>> import keras, nnopt
-    >>> result = nnopt.sweep(
+    >>> result = nnopt.lab.sweep(
     ...     build=lambda units=8: nnopt.models.mlp(input_shape=(64,), units=[units], classes=10),
     ...     data=nnopt.data.digits(), optimizer=keras.optimizers.Adam,
     ...     grid={"learning_rate": [1e-3, 1e-2]}, seeds=range(3), epochs=2, progress=False)
@@ -248,7 +248,7 @@ class SweepResult:
         """Draws the mean curve of each setting with its 95 % band over the seeds; returns the matplotlib axes."""
         import matplotlib.pyplot as plt
 
-        from nnopt import plots
+        from nnopt.lab import plots
 
         ax = plt.subplots()[1] if ax is None else ax
         epochs = np.arange(1, self._curves(metric).shape[1] + 1)

@@ -12,7 +12,7 @@ from keras import layers
 
 import nnopt
 from nnopt.data.ordered import epoch_order
-from nnopt.experiment import _rate_table, _rates_over, _stacked_optimizer
+from nnopt.lab.grid import _rate_table, _rates_over, _stacked_optimizer
 
 STACKS = keras.backend.backend() in ("tensorflow", "jax")
 only_stacked = pytest.mark.skipif(not STACKS, reason="runs are trained one after the other on this backend")
@@ -118,14 +118,14 @@ def combinations():
 def test_stacked_run_equals_plain_keras_loop(network, optimizer):
     build, shape = NETWORKS[network]
     data = small_data(shape)
-    result = nnopt.sweep(build, data, OPTIMIZERS[optimizer], seeds=[3, 0], epochs=3, progress=False)
+    result = nnopt.lab.sweep(build, data, OPTIMIZERS[optimizer], seeds=[3, 0], epochs=3, progress=False)
     assert_equals_plain_runs(build, OPTIMIZERS[optimizer], data, result, numbers=[1])
 
 
 def test_convolution_and_one_by_one_training_equal_plain_keras_loop():
     data = small_data((4, 4, 1))
     for stacked in (True, False):
-        result = nnopt.sweep(
+        result = nnopt.lab.sweep(
             convolutional, data, OPTIMIZERS["momentum"], seeds=[1, 2], epochs=3, stacked=stacked, progress=False
         )
         assert_equals_plain_runs(convolutional, OPTIMIZERS["momentum"], data, result)
@@ -138,7 +138,7 @@ def test_every_number_of_a_setting_reaches_its_own_run():
         {"learning_rate": {"cosine": schedule}, "momentum": [0.0, 0.9]},
         {"learning_rate": [0.02], "weight_decay": [0.1]},
     ]
-    result = nnopt.sweep(dense, data, keras.optimizers.SGD, grid, seeds=[4], epochs=3, progress=False)
+    result = nnopt.lab.sweep(dense, data, keras.optimizers.SGD, grid, seeds=[4], epochs=3, progress=False)
 
     def arguments(run):
         chosen = {name: run[name] for name in ("momentum", "weight_decay") if name in run}
@@ -189,8 +189,8 @@ def test_stacked_optimizer_is_as_many_optimizers_with_numbers_of_their_own(name)
 def test_the_update_is_the_same_with_and_without_xla(name, monkeypatch):
     optimizer, grid, ends = getattr(keras.optimizers, name), {"learning_rate": [0.01, 0.05], **NUMBERS[name]}, []
     for threshold in (0, float("inf")):
-        monkeypatch.setattr("nnopt.experiment._WORTH_FUSING", threshold)
-        result = nnopt.sweep(dense, small_data(), optimizer, grid, seeds=[0], epochs=1, progress=False)
+        monkeypatch.setattr("nnopt.lab.grid._WORTH_FUSING", threshold)
+        result = nnopt.lab.sweep(dense, small_data(), optimizer, grid, seeds=[0], epochs=1, progress=False)
         ends.append([array for run in range(len(result)) for array in result.weights(run)])
     for fused, plain in zip(*ends):
         np.testing.assert_allclose(fused, plain, rtol=1e-4, atol=1e-6)
@@ -198,7 +198,7 @@ def test_the_update_is_the_same_with_and_without_xla(name, monkeypatch):
 
 def test_order_of_runs_is_settings_then_seeds_and_groups_are_put_back():
     grid = {"units": [4, 8], "learning_rate": [0.1, 0.2]}
-    result = nnopt.sweep(dense, small_data(), keras.optimizers.SGD, grid, seeds=[5, 6], epochs=1, progress=False)
+    result = nnopt.lab.sweep(dense, small_data(), keras.optimizers.SGD, grid, seeds=[5, 6], epochs=1, progress=False)
     expected = [
         {"units": units, "learning_rate": rate, "seed": seed}
         for units in (4, 8)
@@ -211,7 +211,7 @@ def test_order_of_runs_is_settings_then_seeds_and_groups_are_put_back():
 
 def test_runs_of_one_seed_start_equal_and_runs_of_two_seeds_do_not():
     grid = {"learning_rate": [1e-30, 2e-30]}
-    result = nnopt.sweep(dense, small_data(), keras.optimizers.SGD, grid, seeds=[0, 1], epochs=1, progress=False)
+    result = nnopt.lab.sweep(dense, small_data(), keras.optimizers.SGD, grid, seeds=[0, 1], epochs=1, progress=False)
     first, second, other_rate, _ = [result.model(number).get_weights() for number in range(4)]
     assert all(np.allclose(a, b, atol=1e-20) for a, b in zip(first, other_rate))
     assert not np.array_equal(first[0], second[0])
@@ -219,14 +219,14 @@ def test_runs_of_one_seed_start_equal_and_runs_of_two_seeds_do_not():
 
 def test_a_list_of_grids_joins_their_settings():
     grid = [{"learning_rate": [0.1, 0.2]}, {"learning_rate": [0.3], "momentum": [0.9]}]
-    result = nnopt.sweep(dense, small_data(), keras.optimizers.SGD, grid, seeds=[0], epochs=1, progress=False)
+    result = nnopt.lab.sweep(dense, small_data(), keras.optimizers.SGD, grid, seeds=[0], epochs=1, progress=False)
     assert result.settings == [{"learning_rate": 0.1}, {"learning_rate": 0.2}, {"learning_rate": 0.3, "momentum": 0.9}]
 
 
 def test_stacks_of_limited_size_change_no_run():
     def train(runs_at_once):
         grid = {"learning_rate": [0.1, 0.05]}
-        return nnopt.sweep(
+        return nnopt.lab.sweep(
             dense, small_data(), keras.optimizers.Adam, grid, seeds=range(3), epochs=2,
             runs_at_once=runs_at_once, progress=False,
         )  # fmt: skip
@@ -237,10 +237,10 @@ def test_stacks_of_limited_size_change_no_run():
 
 
 def test_a_diverging_run_becomes_nan_alone():
-    alone = nnopt.sweep(dense, small_data(), keras.optimizers.SGD, {"learning_rate": [0.05]}, seeds=[0], epochs=3,
+    alone = nnopt.lab.sweep(dense, small_data(), keras.optimizers.SGD, {"learning_rate": [0.05]}, seeds=[0], epochs=3,
                         progress=False)  # fmt: skip
     grid = {"learning_rate": [0.05, 1e25]}
-    both = nnopt.sweep(dense, small_data(), keras.optimizers.SGD, grid, seeds=[0], epochs=3, progress=False)
+    both = nnopt.lab.sweep(dense, small_data(), keras.optimizers.SGD, grid, seeds=[0], epochs=3, progress=False)
     assert both.diverged.tolist() == [False, True]
     assert np.isnan(both.history["val_accuracy"][1, -1])
     np.testing.assert_allclose(both.history["loss"][0], alone.history["loss"][0], rtol=1e-5)
@@ -259,7 +259,7 @@ def test_each_run_has_its_own_dropout():
 
     data = small_data()
     data.train = (np.ones((32, 8), "float32"), np.zeros(32, "int32"))
-    result = nnopt.sweep(build, data, OPTIMIZERS["sgd"], seeds=range(4), epochs=1, progress=False)
+    result = nnopt.lab.sweep(build, data, OPTIMIZERS["sgd"], seeds=range(4), epochs=1, progress=False)
     kernels = [result.model(number).get_layer("head").get_weights()[0] for number in range(4)]
     assert all(not np.allclose(kernels[i], kernels[j]) for i in range(4) for j in range(i))
 
@@ -267,14 +267,14 @@ def test_each_run_has_its_own_dropout():
 def test_dropout_and_penalties_train_as_in_keras():
     data = small_data()
     build = partial(dense, l2=0.05)
-    result = nnopt.sweep(build, data, OPTIMIZERS["adam"], seeds=[0, 1], epochs=3, progress=False)
+    result = nnopt.lab.sweep(build, data, OPTIMIZERS["adam"], seeds=[0, 1], epochs=3, progress=False)
     assert_equals_plain_runs(build, OPTIMIZERS["adam"], data, result)
-    dropped = nnopt.sweep(partial(dense, rate=0.5), data, OPTIMIZERS["adam"], seeds=[0], epochs=3, progress=False)
+    dropped = nnopt.lab.sweep(partial(dense, rate=0.5), data, OPTIMIZERS["adam"], seeds=[0], epochs=3, progress=False)
     assert np.isfinite(dropped.final("val_loss")).all()
 
 
 def test_data_of_its_own_for_every_seed():
-    result = nnopt.sweep(
+    result = nnopt.lab.sweep(
         dense, lambda seed: small_data(seed=seed), OPTIMIZERS["adam"], seeds=[2, 7], epochs=3, progress=False
     )
     for number, seed in enumerate([2, 7]):
@@ -293,7 +293,7 @@ def test_inputs_may_be_a_dict_and_the_loss_a_name():
     generator = np.random.default_rng(0)
     x = {"left": generator.normal(size=(40, 4)).astype("float32"), "right": np.ones((40, 4), "float32")}
     data = SimpleNamespace(train=(x, x["left"].sum(axis=1, keepdims=True)), validation=None, test=None)
-    result = nnopt.sweep(
+    result = nnopt.lab.sweep(
         build, data, OPTIMIZERS["adam"], seeds=[0], epochs=2, loss="mean_squared_error",
         metrics=["mean_absolute_error"], progress=False,
     )  # fmt: skip
@@ -303,8 +303,8 @@ def test_inputs_may_be_a_dict_and_the_loss_a_name():
 
 def test_test_data_are_evaluated_only_when_asked_for():
     data = small_data()
-    silent = nnopt.sweep(dense, data, OPTIMIZERS["sgd"], seeds=[0], epochs=1, progress=False)
-    asked = nnopt.sweep(dense, data, OPTIMIZERS["sgd"], seeds=[0], epochs=1, evaluate_on=("test",), progress=False)
+    silent = nnopt.lab.sweep(dense, data, OPTIMIZERS["sgd"], seeds=[0], epochs=1, progress=False)
+    asked = nnopt.lab.sweep(dense, data, OPTIMIZERS["sgd"], seeds=[0], epochs=1, evaluate_on=("test",), progress=False)
     assert not any(name.startswith("test_") for name in silent.history)
     assert {"test_loss", "test_accuracy"} < set(asked.history)
     assert not any(name.startswith("val_") for name in asked.history)
@@ -312,7 +312,7 @@ def test_test_data_are_evaluated_only_when_asked_for():
 
 def test_training_data_are_evaluated_at_the_end_of_the_epoch():
     data = small_data()
-    result = nnopt.sweep(dense, data, OPTIMIZERS["adam"], seeds=[0], epochs=2, evaluate_on="train", progress=False)
+    result = nnopt.lab.sweep(dense, data, OPTIMIZERS["adam"], seeds=[0], epochs=2, evaluate_on="train", progress=False)
     model = result.model(0)
     expected = cross_entropy(data.train[1], model(data.train[0]))
     np.testing.assert_allclose(result.final("train_loss")[0], float(expected), rtol=1e-5)
@@ -320,10 +320,10 @@ def test_training_data_are_evaluated_at_the_end_of_the_epoch():
 
 
 def test_evaluation_may_skip_epochs_but_not_the_last():
-    every = nnopt.sweep(dense, small_data(), OPTIMIZERS["sgd"], seeds=[0], epochs=5, progress=False)
+    every = nnopt.lab.sweep(dense, small_data(), OPTIMIZERS["sgd"], seeds=[0], epochs=5, progress=False)
     for stacked in (True, False):
         arguments = dict(seeds=[0], epochs=5, evaluate_every=2, stacked=stacked, progress=False)
-        some = nnopt.sweep(dense, small_data(), OPTIMIZERS["sgd"], **arguments)
+        some = nnopt.lab.sweep(dense, small_data(), OPTIMIZERS["sgd"], **arguments)
         assert np.isnan(some.history["val_loss"][0, [0, 2]]).all()
         np.testing.assert_allclose(
             some.history["val_loss"][0, [1, 3, 4]], every.history["val_loss"][0, [1, 3, 4]], rtol=1e-5
@@ -357,10 +357,10 @@ def test_a_model_with_its_own_train_step_is_trained_one_by_one_with_a_warning():
     arguments = dict(seeds=[0, 1], epochs=2, progress=False)
     if STACKS:
         with pytest.warns(UserWarning, match="its own train_step"):
-            own = nnopt.sweep(build, data, OPTIMIZERS["sgd"], **arguments)
+            own = nnopt.lab.sweep(build, data, OPTIMIZERS["sgd"], **arguments)
     else:
-        own = nnopt.sweep(build, data, OPTIMIZERS["sgd"], **arguments)
-    plain = nnopt.sweep(
+        own = nnopt.lab.sweep(build, data, OPTIMIZERS["sgd"], **arguments)
+    plain = nnopt.lab.sweep(
         lambda: keras.Sequential([keras.Input((8,)), layers.Dense(3)]), data, OPTIMIZERS["sgd"], **arguments
     )
     np.testing.assert_allclose(own.history["val_loss"], plain.history["val_loss"], rtol=1e-4)
@@ -372,13 +372,15 @@ def test_global_random_states_are_left_alone():
     expected = random.random(), np.random.random()
     random.seed(11)
     np.random.seed(11)
-    nnopt.sweep(dense, small_data(), OPTIMIZERS["sgd"], seeds=[0], epochs=1, progress=False)
+    nnopt.lab.sweep(dense, small_data(), OPTIMIZERS["sgd"], seeds=[0], epochs=1, progress=False)
     assert (random.random(), np.random.random()) == expected
 
 
 def test_the_same_sweep_twice_gives_the_same_bits():
     first, second = [
-        nnopt.sweep(partial(dense, rate=0.3), small_data(), OPTIMIZERS["adam"], seeds=[0, 1], epochs=2, progress=False)
+        nnopt.lab.sweep(
+            partial(dense, rate=0.3), small_data(), OPTIMIZERS["adam"], seeds=[0, 1], epochs=2, progress=False
+        )
         for _ in range(2)
     ]
     assert all(np.array_equal(first.history[name], second.history[name]) for name in first.history)
@@ -389,7 +391,7 @@ def test_table_best_select_and_plot_tell_the_same_story():
 
     matplotlib.use("Agg")
     grid = {"learning_rate": [1e-4, 0.05]}
-    result = nnopt.sweep(dense, small_data(), keras.optimizers.Adam, grid, seeds=range(3), epochs=3, progress=False)
+    result = nnopt.lab.sweep(dense, small_data(), keras.optimizers.Adam, grid, seeds=range(3), epochs=3, progress=False)
     assert result.best("val_loss") == result.best("val_accuracy") == {"learning_rate": 0.05}
     good = result.select(learning_rate=0.05)
     assert [run["seed"] for run in good.runs] == [0, 1, 2]
@@ -418,7 +420,7 @@ def test_table_best_select_and_plot_tell_the_same_story():
 def test_an_optimizer_that_cannot_be_stacked_is_refused_by_name(optimizer, reason):
     name = getattr(optimizer, "func", optimizer).__name__
     with pytest.raises(ValueError, match=rf"{name} cannot be trained stacked.*{reason}.*stacked=False"):
-        nnopt.sweep(dense, small_data(), optimizer, seeds=[0], epochs=1, progress=False)
+        nnopt.lab.sweep(dense, small_data(), optimizer, seeds=[0], epochs=1, progress=False)
 
 
 def test_weights_excluded_from_decay_by_name_stay_excluded():
@@ -429,7 +431,7 @@ def test_weights_excluded_from_decay_by_name_stay_excluded():
 
     build, shape = NETWORKS["normalized"]
     data = small_data(shape)
-    result = nnopt.sweep(build, data, optimizer, {"learning_rate": [0.02]}, seeds=[3, 0], epochs=3, progress=False)
+    result = nnopt.lab.sweep(build, data, optimizer, {"learning_rate": [0.02]}, seeds=[3, 0], epochs=3, progress=False)
     assert_equals_plain_runs(build, optimizer, data, result, numbers=[1])
 
 
@@ -441,11 +443,11 @@ def test_weights_excluded_from_decay_one_by_one_are_refused():
         return made
 
     with pytest.raises(ValueError, match="excludes variables from weight decay other than by their names"):
-        nnopt.sweep(dense, small_data(), optimizer, {"learning_rate": [0.02]}, seeds=[0], epochs=1, stacked=True)
+        nnopt.lab.sweep(dense, small_data(), optimizer, {"learning_rate": [0.02]}, seeds=[0], epochs=1, stacked=True)
 
 
 def test_a_refused_optimizer_trains_one_by_one():
-    result = nnopt.sweep(
+    result = nnopt.lab.sweep(
         dense, small_data(), keras.optimizers.Lamb, {"learning_rate": [0.01]}, seeds=[0], epochs=3, stacked=False,
         progress=False,
     )  # fmt: skip
@@ -487,7 +489,7 @@ def test_bad_arguments_are_named(changed, error, message):
         build=dense, data=small_data(), optimizer=keras.optimizers.SGD, seeds=[0], epochs=1, progress=False
     )
     with pytest.raises(error, match=message):
-        nnopt.sweep(**{**arguments, **changed})
+        nnopt.lab.sweep(**{**arguments, **changed})
 
 
 @pytest.mark.parametrize(
@@ -499,11 +501,11 @@ def test_bad_arguments_are_named(changed, error, message):
 )
 def test_outputs_with_a_mask_are_refused_since_padding_would_count(build):
     with pytest.raises(ValueError, match="outputs carry no mask"):
-        nnopt.sweep(build, small_data(), OPTIMIZERS["sgd"], seeds=[0], epochs=1, progress=False)
+        nnopt.lab.sweep(build, small_data(), OPTIMIZERS["sgd"], seeds=[0], epochs=1, progress=False)
 
 
 def test_unknown_metrics_entries_and_runs_are_named():
-    result = nnopt.sweep(dense, small_data(), OPTIMIZERS["sgd"], seeds=[0], epochs=1, progress=False)
+    result = nnopt.lab.sweep(dense, small_data(), OPTIMIZERS["sgd"], seeds=[0], epochs=1, progress=False)
     with pytest.raises(ValueError, match="val_los"):
         result.final("val_los")
     with pytest.raises(ValueError, match="units"):
