@@ -9,19 +9,14 @@ import keras
 from keras import ops
 
 from nnopt.checks import check_choice, check_integer
-from nnopt.models.feedforward import _check_activation, _check_sizes, _seeds, mlp
+from nnopt.models._common import check_activation, check_seed, check_sizes, derived_seeds
+from nnopt.models.feedforward import mlp
 
 # For each loss what the discriminator's logits of real and of generated examples cost the discriminator, and what those
 # of generated ones cost the generator; of each the mean is taken.
 LOSSES = {
     "non_saturating": (lambda real: ops.softplus(-real), ops.softplus, lambda fake: ops.softplus(-fake)),
     "saturating": (lambda real: ops.softplus(-real), ops.softplus, lambda fake: -ops.softplus(fake)),
-    "least_squares": (
-        lambda real: ops.square(real - 1) / 2,
-        lambda fake: ops.square(fake) / 2,
-        lambda fake: ops.square(fake - 1) / 2,
-    ),
-    "hinge": (lambda real: ops.relu(1 - real), lambda fake: ops.relu(1 + fake), lambda fake: -fake),
 }
 
 
@@ -73,11 +68,11 @@ def gan(
 
     Reference: Goodfellow et al. 2014, algorithm 1 with one step of the discriminator.
     """
-    input_shape = _check_sizes("input_shape", input_shape, least=1)
+    input_shape = check_sizes("input_shape", input_shape, least=1)
     noise_size = check_integer("noise_size", noise_size, at_least=1)
-    units = _check_sizes("units", units, least=0)
-    output_activation = _check_activation(output_activation)
-    generator_seed, discriminator_seed, noise_seed = _seeds(seed, 3)
+    units = check_sizes("units", units, least=0)
+    output_activation = check_activation("output_activation", output_activation)
+    generator_seed, discriminator_seed, noise_seed = derived_seeds(seed, 3)
     hidden = {"activation": activation, "initialization": initialization}
 
     inner = mlp(
@@ -102,9 +97,8 @@ class AdversarialNetwork(keras.Model):
         generator_loss     = mean softplus(-D(G(z')))                           and updates G, with new noise z'.
 
     This is the loss "non_saturating" of Goodfellow et al. 2014. "saturating" has mean -softplus(D(G(z'))), the
-    generator's side of their equation 1; "least_squares" has (D(x) - 1)^2 / 2, D(G(z))^2 / 2 and (D(G(z')) - 1)^2 / 2
-    (Mao et al. 2017, equation 9); "hinge" relu(1 - D(x)), relu(1 + D(G(z))) and -D(G(z')) (Lim and Ye 2017). Penalties
-    that layers add, such as `kernel_regularizer`, count for the network they belong to.
+    generator's side of their equation 1. Penalties that layers add, such as `kernel_regularizer`, count for the network
+    they belong to.
 
     A network's moving averages and dropout seeds move in its own step only: the generator's step leaves all of the
     discriminator as it is, and the other way round. The discriminator meets real and generated examples in two calls,
@@ -121,7 +115,7 @@ class AdversarialNetwork(keras.Model):
         generator: A built keras.Model with one input, the noise, and one output, the examples. The shape of the noise
             is that of its input and must be known but for the batch.
         discriminator: A built keras.Model with one input, the examples, and one output of logits, (batch, ..., 1).
-        loss: "non_saturating", "saturating", "least_squares" or "hinge".
+        loss: "non_saturating" or "saturating".
         seed: Integer >= 0 for the noise of the training. With None Keras draws it.
 
     Raises:
@@ -146,7 +140,7 @@ class AdversarialNetwork(keras.Model):
         self.generator = generator
         self.discriminator = discriminator
         self.loss_name = check_choice("loss", loss, tuple(LOSSES))
-        self.seed = None if seed is None else check_integer("seed", seed, at_least=0)
+        self.seed = check_seed(seed)
         self.noise_seed = keras.random.SeedGenerator(self.seed)
         self.discriminator_optimizer = None
         names = [
@@ -225,7 +219,7 @@ class AdversarialNetwork(keras.Model):
         """
         count = check_integer("count", count, at_least=1)
         batch_size = check_integer("batch_size", batch_size, at_least=1)
-        seed = None if seed is None else check_integer("seed", seed, at_least=0)
+        seed = check_seed(seed)
         noise = keras.random.normal((count, *self.generator.input_shape[1:]), seed=seed)
         batches = [self.generator(noise[i : i + batch_size], training=False) for i in range(0, count, batch_size)]
         return ops.convert_to_numpy(ops.concatenate(batches))

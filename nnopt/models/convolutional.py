@@ -3,8 +3,14 @@
 import keras
 
 from nnopt.checks import check_choice, check_integer, check_number
-from nnopt.models.feedforward import _check_activation, _check_sizes, _initializer, _seeds
-from nnopt.models.residual import _check_image_shape, _logits_dtype
+from nnopt.models._common import (
+    check_activation,
+    check_image_shape,
+    check_sizes,
+    derived_seeds,
+    initializer,
+    logits_dtype,
+)
 
 
 def cnn(
@@ -67,8 +73,8 @@ def cnn(
     Reference: LeCun, Bottou, Bengio and Haffner 1998, "Gradient-based learning applied to document recognition",
     section II.
     """
-    input_shape = _check_image_shape(input_shape)
-    filters, units = _check_sizes("filters", filters, least=1), _check_sizes("units", units, least=0)
+    input_shape = check_image_shape(input_shape)
+    filters, units = check_sizes("filters", filters, least=1), check_sizes("units", units, least=0)
     classes = check_integer("classes", classes, at_least=1)
     kernel_size = check_integer("kernel_size", kernel_size, at_least=1)
     check_choice("padding", padding, ("same", "valid"))
@@ -78,11 +84,11 @@ def cnn(
     if normalization is not None:
         check_choice("normalization", normalization, ("batch",))
     dropout = check_number("dropout", dropout, at_least=0, below=1)
-    activation = _check_activation(activation)
+    activation = check_activation("activation", activation)
     _check_image_lasts(input_shape, len(filters), kernel_size, padding, pooling)
-    seeds = _seeds(seed, len(filters) + len(units) + 1)
-    kernels = iter([_initializer(initialization, own, depth) for depth, own in enumerate(seeds)])
-    dropout_seeds = iter(_seeds(seed, len(units) + 1, stream=1))
+    seeds = derived_seeds(seed, len(filters) + len(units) + 1)
+    kernels = iter([initializer(initialization, own, depth) for depth, own in enumerate(seeds)])
+    dropout_seeds = iter(derived_seeds(seed, len(units) + 1, stream=1))
 
     inputs = x = keras.Input(input_shape)
     for number, count in enumerate(filters, start=1):
@@ -110,7 +116,7 @@ def cnn(
             x = keras.layers.Dropout(dropout, seed=next(dropout_seeds), name=f"dropout_{number}")(x)
         if count is not None:
             x = keras.layers.Dense(count, activation, kernel_initializer=next(kernels), name=f"hidden_{number}")(x)
-    logits = keras.layers.Dense(classes, kernel_initializer=next(kernels), dtype=_logits_dtype(), name="logits")
+    logits = keras.layers.Dense(classes, kernel_initializer=next(kernels), dtype=logits_dtype(), name="logits")
     return keras.Model(inputs, logits(x), name="cnn")
 
 

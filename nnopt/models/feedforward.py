@@ -1,9 +1,9 @@
 """The feedforward network: the plainest one, on which most claims of the article can be tried in seconds."""
 
 import keras
-import numpy as np
 
 from nnopt.checks import check_choice, check_integer, check_number
+from nnopt.models._common import check_activation, check_sizes, derived_seeds, initializer, logits_dtype
 
 GROUP_SIZE = 8  # units that share one mean and variance under normalization="group"
 
@@ -42,8 +42,8 @@ def mlp(
             draws them, so that `keras.utils.set_random_seed` decides.
 
     Returns:
-        A functional `keras.Model`: (batch, *input_shape) -> (batch, classes). Layers are named by what they are and
-        their depth ("hidden_1", "normalization_1", ..., "logits").
+        A functional `keras.Model`: (batch, *input_shape) -> (batch, classes), in float32 also under a mixed dtype
+        policy. Layers are named by what they are and their depth ("hidden_1", "normalization_1", ..., "logits").
 
     Raises:
         TypeError, ValueError: An argument is of the wrong type or out of its range.
@@ -56,15 +56,15 @@ def mlp(
     >>> model.output_shape
     (None, 10)
     """
-    input_shape = _check_sizes("input_shape", input_shape, least=1)
-    units = _check_sizes("units", units, least=0)
+    input_shape = check_sizes("input_shape", input_shape, least=1)
+    units = check_sizes("units", units, least=0)
     classes = check_integer("classes", classes, at_least=1)
     l1, l2 = check_number("l1", l1, at_least=0), check_number("l2", l2, at_least=0)
     dropout = check_number("dropout", dropout, at_least=0, below=1)
     _check_normalization(normalization, units)
-    activation = _check_activation(activation)
-    kernel_seeds, dropout_seeds = _seeds(seed, len(units) + 1), _seeds(seed, len(units), stream=1)
-    initializers = [_initializer(initialization, kernel_seed, depth) for depth, kernel_seed in enumerate(kernel_seeds)]
+    activation = check_activation("activation", activation)
+    kernel_seeds, dropout_seeds = derived_seeds(seed, len(units) + 1), derived_seeds(seed, len(units), stream=1)
+    initializers = [initializer(initialization, kernel_seed, depth) for depth, kernel_seed in enumerate(kernel_seeds)]
 
     def dense(width, depth, name, **settings):
         penalty = keras.regularizers.L1L2(l1, l2) if l1 or l2 else None
@@ -83,7 +83,8 @@ def mlp(
         x = keras.layers.Activation(activation, name=f"activation_{number}")(x)
         if dropout:
             x = keras.layers.Dropout(dropout, seed=dropout_seeds[depth], name=f"dropout_{number}")(x)
-    return keras.Model(inputs, dense(classes, len(units), "logits")(x), name="mlp")
+    logits = dense(classes, len(units), "logits", dtype=logits_dtype())(x)
+    return keras.Model(inputs, logits, name="mlp")
 
 
 def _normalization(kind, width, name):
@@ -92,47 +93,6 @@ def _normalization(kind, width, name):
     if kind == "layer":
         return keras.layers.LayerNormalization(name=name)
     return keras.layers.GroupNormalization(groups=width // GROUP_SIZE, name=name)
-
-
-def _seeds(seed, count, stream=0):
-    """Returns `count` seeds that follow from `seed`, other ones for every stream; all None if `seed` is None."""
-    if seed is None:
-        return [None] * count
-    sequence = np.random.SeedSequence([check_integer("seed", seed, at_least=0), stream])
-    return [int(word) >> 1 for word in sequence.generate_state(count)]  # 31 bits: some backends take no more
-
-
-def _initializer(initialization, seed, depth):
-    """Returns the initializer of one layer: a copy of the template with a seed of its own where there is any."""
-    try:
-        template = keras.initializers.get(initialization)
-    except (ValueError, TypeError):
-        template = None
-    if not isinstance(template, keras.Initializer):
-        raise ValueError(
-            "`initialization` must be the name of a Keras initializer or an instance of one. "
-            f"Received: initialization={initialization!r}"
-        )
-    config = template.get_config()
-    if "seed" not in config:
-        return template
-    if seed is None and isinstance(config["seed"], int):
-        # Keras' initializers draw the same numbers each time: layers of one shape would start as twins.
-        seed = _seeds(config["seed"], depth + 1)[depth]
-    elif seed is None and config["seed"] is not None:
-        return template  # a keras.random.SeedGenerator, which moves on by itself
-    return type(template).from_config({**config, "seed": seed})
-
-
-def _check_sizes(name, value, least):
-    if not isinstance(value, (list, tuple)):
-        raise TypeError(
-            f"`{name}` must be a list or tuple of integers >= 1. "
-            f"Received: {name}={value!r} (of type {type(value).__name__})"
-        )
-    if len(value) < least:
-        raise ValueError(f"`{name}` must hold at least {least} integer. Received: {name}={value!r}")
-    return tuple(check_integer(f"{name}[{i}]", size, at_least=1) for i, size in enumerate(value))
 
 
 def _check_normalization(normalization, units):
@@ -144,12 +104,3 @@ def _check_normalization(normalization, units):
             f"`units` must be multiples of {GROUP_SIZE}, the size of a group, with normalization='group'. "
             f"Received: units={list(units)}"
         )
-
-
-def _check_activation(activation):
-    try:
-        return keras.activations.get(activation)
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"`activation` must be the name of a Keras activation or a callable. Received: activation={activation!r}"
-        ) from error

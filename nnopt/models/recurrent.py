@@ -3,8 +3,7 @@
 import keras
 
 from nnopt.checks import check_boolean, check_choice, check_integer, check_number
-from nnopt.models.feedforward import _check_sizes, _seeds
-from nnopt.models.residual import _logits_dtype
+from nnopt.models._common import check_sizes, derived_seeds, logits_dtype
 
 CELLS = {"simple": keras.layers.SimpleRNN, "lstm": keras.layers.LSTM, "gru": keras.layers.GRU}
 
@@ -66,12 +65,12 @@ def rnn(
     2000 (LSTM); Cho et al. 2014, in the variant that resets after the product with U (GRU).
     """
     input_shape = _check_sequence_shape(input_shape, vocabulary, embedding, mask_value)
-    units = _check_sizes("units", units, least=1)
+    units = check_sizes("units", units, least=1)
     classes = check_integer("classes", classes, at_least=1)
     check_choice("cell", cell, tuple(CELLS))
     check_boolean("return_sequences", return_sequences)
     dropout = check_number("dropout", dropout, at_least=0, below=1)
-    seeds, dropout_seeds = iter(_seeds(seed, 2 * len(units) + 2)), _seeds(seed, len(units), stream=1)
+    seeds, dropout_seeds = iter(derived_seeds(seed, 2 * len(units) + 2)), derived_seeds(seed, len(units), stream=1)
 
     if vocabulary is None:
         inputs = x = keras.Input(input_shape)
@@ -93,7 +92,7 @@ def rnn(
         if dropout:
             x = keras.layers.Dropout(dropout, seed=dropout_seeds[depth], name=f"dropout_{depth + 1}")(x)
     initializer = keras.initializers.GlorotUniform(seed=next(seeds))
-    logits = keras.layers.Dense(classes, kernel_initializer=initializer, dtype=_logits_dtype(), name="logits")(x)
+    logits = keras.layers.Dense(classes, kernel_initializer=initializer, dtype=logits_dtype(), name="logits")(x)
     return keras.Model(inputs, logits, name=f"rnn_{cell}")
 
 

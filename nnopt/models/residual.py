@@ -3,7 +3,7 @@
 import keras
 
 from nnopt.checks import check_boolean, check_choice, check_integer
-from nnopt.models.feedforward import _check_sizes, _seeds
+from nnopt.models._common import check_image_shape, derived_seeds, logits_dtype
 from nnopt.models.normalization import FusedBatchNormalization
 
 BOTTLENECK_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -20,6 +20,7 @@ def resnet(
     width=None,
     stem=None,
     zero_last_gamma=False,
+    fused_normalization=False,
     seed=None,
 ):
     """Returns a residual network, or its plain twin, that ends in logits.
@@ -49,6 +50,8 @@ def resnet(
             small images (stride 1, nothing more). None means 3 for depths 6n + 2, 7 for 50, 101 and 152.
         zero_last_gamma: True lets the last normalization of each residual branch start at gamma = 0, so that each
             block starts as the identity (Goyal et al. 2017, section 5.1). Only for residual networks.
+        fused_normalization: True computes batch normalization by the backend's own kernel, the same function. A file
+            of such a model loads only where nnopt is imported; without, plain Keras loads it.
         seed: Integer >= 0 from which every kernel derives a seed of its own. With None Keras draws them, so that
             `keras.utils.set_random_seed` decides.
 
@@ -74,7 +77,7 @@ def resnet(
     """
     depth, blocks = _check_depth(depth)
     bottleneck = depth in BOTTLENECK_BLOCKS
-    input_shape = _check_image_shape(input_shape)
+    input_shape = check_image_shape(input_shape)
     classes = check_integer("classes", classes, at_least=1)
     check_boolean("residual", residual)
     shortcut = _check_shortcut(shortcut, bottleneck)
@@ -85,7 +88,10 @@ def resnet(
             "`zero_last_gamma` must be False with residual=False: without additions, a gamma of zero leaves nothing. "
             f"Received: zero_last_gamma={zero_last_gamma!r}"
         )
-    layers = _Layers(seed, convolutions=1 + sum(blocks) * (3 if bottleneck else 2), stages=len(blocks))
+    normalization = keras.layers.BatchNormalization
+    if check_boolean("fused_normalization", fused_normalization):
+        normalization = FusedBatchNormalization
+    layers = _Layers(seed, 1 + sum(blocks) * (3 if bottleneck else 2), len(blocks), normalization)
     block = _bottleneck_block if bottleneck else _basic_block
 
     inputs = keras.Input(input_shape)
@@ -147,10 +153,11 @@ def _shortcut(layers, x, branch, stride, kind, name):
 class _Layers:
     """Makes the layers of one network, each with the next seed of its kind."""
 
-    def __init__(self, seed, convolutions, stages):
+    def __init__(self, seed, convolutions, stages, normalization):
+        self.kind_of_normalization = normalization
         # Shortcuts draw from a stream of their own: twins with and without them start with the same weights.
-        self.seeds = iter(_seeds(seed, convolutions + 1))
-        self.shortcut_seeds = iter(_seeds(seed, stages, stream=1))
+        self.seeds = iter(derived_seeds(seed, convolutions + 1))
+        self.shortcut_seeds = iter(derived_seeds(seed, stages, stream=1))
 
     def convolution(self, x, filters, size, stride, name):
         return self._convolution(x, filters, size, stride, name, next(self.seeds))
@@ -176,19 +183,13 @@ class _Layers:
         return layer(x)
 
     def normalization(self, x, name, zero_gamma=False):
-        return FusedBatchNormalization(
+        return self.kind_of_normalization(
             momentum=0.9, epsilon=1e-5, gamma_initializer="zeros" if zero_gamma else "ones", name=name
         )(x)
 
     def logits(self, x, classes):
         initializer = keras.initializers.GlorotUniform(seed=next(self.seeds))
-        return keras.layers.Dense(classes, kernel_initializer=initializer, dtype=_logits_dtype(), name="logits")(x)
-
-
-def _logits_dtype():
-    """Returns float32 where the policy computes in half precision, whose logits would overflow or lose the loss."""
-    policy = keras.config.dtype_policy()
-    return "float32" if policy.compute_dtype in ("float16", "bfloat16") else policy
+        return keras.layers.Dense(classes, kernel_initializer=initializer, dtype=logits_dtype(), name="logits")(x)
 
 
 def _check_depth(depth):
@@ -198,13 +199,6 @@ def _check_depth(depth):
     if (depth - 2) % 6:
         raise ValueError(f"`depth` must be 50, 101, 152 or 6n + 2 (8, 14, 20, 32, 56 ...). Received: depth={depth!r}")
     return int(depth), ((depth - 2) // 6,) * 3
-
-
-def _check_image_shape(input_shape):
-    input_shape = _check_sizes("input_shape", input_shape, least=1)
-    if len(input_shape) != 3:
-        raise ValueError(f"`input_shape` must be (height, width, channels). Received: input_shape={input_shape!r}")
-    return input_shape
 
 
 def _check_shortcut(shortcut, bottleneck):
