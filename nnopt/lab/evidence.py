@@ -1,74 +1,226 @@
-"""Paired runs in, a verdict out: effect, confidence interval, one printed line, and the ledger that keeps them.
+"""Runs by blocks in, a verdict out: effect, 99 % interval, one word, one printed line.
 
-A verdict is decided by where the interval of the mean paired difference lies: wholly on the claimed side (supported),
-wholly on the other (refuted), or across the border (inconclusive, which is an honest outcome).
+The unit of replication is a block: its own split of the data, its own tuning, its own deciding seeds. The value of a
+block is the mean paired difference of its seeds, and the interval is Student's t over the blocks' values, so that it
+covers the luck of split and tuning as well as that of the seeds.
+
+Reference: Bouthillier et al. 2021, "Accounting for variance in machine learning benchmarks".
 """
 
-import contextlib
-import csv
 import dataclasses
-import os
-import re
-from pathlib import Path
 
 import numpy as np
 from scipy import stats
 
-from nnopt.checks import check_choice, check_integer, check_number
+from nnopt.checks import check_boolean, check_choice, check_number
 
-LEAST_PAIRS = 5
-NOT_NORMAL = 0.01  # Shapiro-Wilk p-value below which differences count as plainly not normal
-RESAMPLES = 9999
-METHODS = {"t": "paired t", "bootstrap": "paired bootstrap", "share": "paired shares"}
+LEVEL = 0.99
+LEAST_BLOCKS = 8  # fewer decide nothing
+RARE = 0.05  # share of failed runs from which on a mean over the others says nothing
+WORDS = (
+    "supported", "refuted", "negligible", "inconclusive", "depends on the grid", "not testable here", "exact",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """What one row is to decide, and how, written down before the runs.
+
+    With treatment t and control c the effect of a pair is t - c on the scale "difference" and log(t / c) on the scale
+    "ratio", which suits losses, errors and counts: their differences are skewed.
+
+    Args:
+        name: Name of the row, "LR-1" or "LR-1 test": it begins with the statement's id.
+        statement: The claim in a sentence.
+        role: "primary" rows vote on the article's statement, "secondary" ones do not.
+        direction: The claimed side: "less" (effect < margin), "greater" (effect > margin), or "within"
+            (-margin < effect < margin; needs a margin > 0).
+        scale: "difference" or "ratio".
+        matters: Size of an effect that would matter, in the effect's unit, > 0. A primary row must name it.
+        unit: What is measured, for the printed line: "training loss", "share of runs".
+        margin: Border between supported and refuted, in the effect's unit.
+        control: (low, high), raw: the control's mean must lie strictly between, or the row is "not testable here".
+            A control at chance or at the metric's maximum proves nothing.
+        fails_at: Value at which, or beyond which, a run has failed; NaN and infinite ones always have. Beyond means
+            larger where "less" is claimed, smaller where "greater" is.
+        exact: Whether the row is an identity, decided by `exact`.
+        tolerance: Largest difference that rounding explains, for an identity.
+
+    Raises:
+        TypeError, ValueError: An argument is of the wrong type or out of its range.
+    """
+
+    name: str
+    statement: str = ""
+    role: str = "secondary"
+    direction: str = "less"
+    scale: str = "difference"
+    matters: float | None = None
+    unit: str = ""
+    margin: float = 0.0
+    control: tuple | None = None
+    fails_at: float | None = None
+    exact: bool = False
+    tolerance: float | None = None
+
+    def __post_init__(self):
+        if not isinstance(self.name, str) or not self.name.strip() or "\n" in self.name:
+            raise ValueError(f"`name` must be a name on one line, such as 'LR-1'. Received: name={self.name!r}")
+        check_choice("role", self.role, ("primary", "secondary"))
+        check_choice("direction", self.direction, ("less", "greater", "within"))
+        check_choice("scale", self.scale, ("difference", "ratio"))
+        check_number("margin", self.margin, **({"above": 0} if self.direction == "within" else {}))
+        if self.matters is not None:
+            check_number("matters", self.matters, above=0)
+        elif self.role == "primary" and not self.exact:
+            raise ValueError(f"`matters` must be named for a primary row. Received: matters=None for {self.name!r}")
+        if check_boolean("exact", self.exact):
+            check_number("tolerance", self.tolerance, at_least=0)
+        if self.control is not None and not (len(self.control) == 2 and self.control[0] < self.control[1]):
+            raise ValueError(f"`control` must be (low, high) with low < high. Received: control={self.control!r}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What a measurement says about one claim.
-
-    `print(verdict)` gives the whole line, whose last digits differ from machine to machine; `verdict.summary()` gives
-    the part that a notebook can compare with its stored output.
+    """What a measurement says about one claim; `print(verdict)` gives the line.
 
     Args:
-        claim: Name of the claim in the ledger, such as "LR-1".
-        notebook: Name of the notebook that recorded it; empty until then.
-        effect: Mean paired difference, treatment minus control; of an identity the largest difference.
-        low: Lower end of the effect's confidence interval.
-        high: Upper end.
-        unit: Unit of the three.
-        seeds: Number of pairs; 0 for an identity.
-        verdict: "supported", "refuted", "inconclusive" or "exact".
-        method: How the interval was made, in words.
-        direction: Which side of the margin is claimed: "less", "greater", or "within" (-margin ... margin).
-        margin: The border between supported and refuted, in the effect's unit.
+        claim: The `Claim`.
+        word: One of `WORDS`.
+        effect: Mean of the blocks' values, in the effect's unit; of an identity the largest difference.
+        low, high: Ends of its 99 % interval; where runs failed too often, of the difference of the failed shares.
+        corrected: The interval of Nadeau and Bengio for blocks that re-split one data set, or None.
+        p: Two-sided p-value at the margin.
+        values: The blocks' values.
+        seeds: Pairs in a block.
+        failed: Shares of failed runs, (treatment, control).
+        halves: The words of the two halves of the grid, where they were tried.
+        needed: Blocks that would decide at the measured effect; 0 where it is decided.
+        marks: What a reader must know beside the word.
+        note: Why a row is not testable; how an identity was measured.
+        chapter, plan, digest, scope: Where the row comes from: `Plan` fills them in.
+        book: In a quick run, what the book recorded.
     """
 
-    claim: str
-    notebook: str
+    claim: Claim
+    word: str
     effect: float
-    low: float
-    high: float
-    unit: str
-    seeds: int
-    verdict: str
-    method: str
-    direction: str
-    margin: float
+    low: float = np.nan
+    high: float = np.nan
+    corrected: tuple | None = None
+    p: float = np.nan
+    values: tuple = ()
+    seeds: int = 0
+    failed: tuple = (0.0, 0.0)
+    halves: tuple = ()
+    needed: int = 0
+    marks: tuple = ()
+    note: str = ""
+    chapter: str = ""
+    plan: str = ""
+    digest: str = ""
+    scope: str = ""
+    book: str | None = None
 
     def summary(self):
-        """Returns the line without its numbers, the same on every machine: "LR-1: supported"."""
-        return f"{self.claim}: {self.verdict}"
+        """Returns the line without its numbers: "LR-1: supported"."""
+        return f"{self.claim.name}: {self.word}"
 
     def __str__(self):
-        unit = f" {self.unit}" if self.unit else ""
-        if self.seeds == 0:
-            return f"{self.claim} {self.verdict}: {self.method} {self.effect:.2g}{unit}, tolerance {self.margin:.3g}"
-        sign = {"less": "<", "greater": ">", "within": "within ±"}[self.direction]
-        side = f"{sign}{self.margin:.3g}" if self.direction == "within" else f"{sign} {self.margin:.3g}"
-        return (
-            f"{self.claim} {self.verdict}: {self.effect:.3g}{unit} [{self.low:.3g}, {self.high:.3g}], "
-            f"claimed {side}; {self.seeds} seeds, {self.method}"
-        )
+        name, blocks = self.claim.name, len(self.values)
+        if self.claim.exact:
+            return f"{name} {self.word}: {self.note} {self.effect:.2g}, tolerance {self.claim.tolerance:.3g}"
+        if self.book is not None:
+            return f"{name} here, {_count(blocks, 'block')}: {self.size()}; the book, {self.book}"
+        marks = f" ({', '.join(self.marks)})" if self.marks else ""
+        return f"{name} {self.word}{marks}: {self.interval()}, {self._claimed()}; {self._counts()}"
+
+    def size(self):
+        """Returns the effect in words: "training loss 21 % lower", "share of runs +0.09"."""
+        return f"{self.claim.unit} {_in_words(self.claim, self.effect)}".strip()
+
+    def interval(self):
+        """Returns the effect and its interval in words."""
+        if np.isnan(self.low):
+            return self.size()
+        if max(self.failed) >= RARE:
+            shares = " against ".join(f"{share:.0%}" for share in self.failed)
+            return f"{shares} of the runs failed, difference [{self.low:+.2f}, {self.high:+.2f}]"
+        return f"{self.size()} [{_in_words(self.claim, self.low)}, {_in_words(self.claim, self.high)}]"
+
+    def _claimed(self):
+        claim = self.claim
+        border = _in_words(claim, claim.margin) if claim.margin else {"ratio": "1", "difference": "0"}[claim.scale]
+        if claim.direction == "within":
+            return f"claimed within ±{claim.margin:.3g}"
+        if claim.scale == "ratio" and not claim.margin:
+            return f"claimed {'lower' if claim.direction == 'less' else 'higher'}"
+        return f"claimed {'<' if claim.direction == 'less' else '>'} {border}"
+
+    def _counts(self):
+        text = f"{_count(len(self.values), 'block')} of {_count(self.seeds, 'seed')}"
+        if self.note:
+            text += f"; {self.note}"
+        return text + (f"; about {self.needed:,} blocks would decide" if self.needed else "")
+
+
+def decide(claim, treatment, control, *, thinned=(), resplit=None, level=LEVEL):
+    """Returns the verdict on a claim, from runs by blocks.
+
+    With effects d of the pairs of block b, v_b = mean(d), and n blocks,
+
+        effect = mean(v),    interval = mean(v) ± t(n - 1) std(v) / sqrt(n)    at 99 %.
+
+    The word is "supported" or "refuted" if the interval lies wholly on a side of the margin, "negligible" if it
+    contains zero and lies wholly within ±matters, else "inconclusive". Before that, in this order: a control out of its
+    range, or values that are all equal, make it "not testable here". Where runs failed, the difference of the failed
+    shares decides (the wider of Newcombe's interval over pairs and of t over blocks); only where it does not,
+    and under 5 % of each side failed, the mean over the pairs that both finished does, marked "bound".
+
+    Args:
+        claim: A `Claim`.
+        treatment: Values (blocks, seeds).
+        control: Values (blocks, seeds): pair (b, i) shares its split and its seed.
+        thinned: Pairs (treatment, control) of the same shapes, tuned on one half of the grid each. If the effect of one
+            has the other sign, a decided row "depends on the grid"; if only its word differs, a mark says so.
+        resplit: Test over training examples where blocks re-split one data set: the interval of Nadeau and Bengio
+            (2003), with std(v) sqrt(1 / n + resplit), stands beside; a row that it leaves undecided is marked
+            "this data set".
+        level: Level of the interval, in (0, 1).
+
+    Raises:
+        TypeError, ValueError: Shapes do not fit, or a ratio of values that are not positive.
+
+    Example:
+
+    >>> claim = Claim("GD-4", direction="less", scale="ratio", matters=0.1, unit="updates")
+    >>> control = np.array([[100.0], [110.0], [120.0], [90.0], [105.0], [95.0], [100.0], [98.0]])
+    >>> print(decide(claim, control * np.linspace(0.6, 0.8, 8)[:, None], control))
+    GD-4 supported: updates 30.3 % lower [38.5 % lower, 21.1 % lower], claimed lower; 8 blocks of 1 seed
+
+    Reference: Newcombe 1998, Statistics in Medicine 17, 2635-2650, method 10; Nadeau and Bengio 2003, Machine Learning
+    52, 239-281.
+    """
+    level = check_number("level", level, above=0, below=1)
+    treatment, control = _blocks(treatment, control)
+    failed = _failed(claim, treatment), _failed(claim, control)
+    verdict = Verdict(
+        claim, "inconclusive", np.nan, seeds=treatment.shape[1], failed=tuple(float(side.mean()) for side in failed)
+    )
+    values = _values(claim, treatment, control, failed[0] | failed[1])
+    verdict = dataclasses.replace(verdict, effect=float(np.nanmean(values)), values=tuple(values.tolist()))
+    unfair = _unfair(claim, control[~failed[1]])
+    if unfair:
+        return dataclasses.replace(verdict, word="not testable here", note=unfair)
+    if failed[0].any() or failed[1].any():
+        by_failures = _decide_by_failures(verdict, *failed, level)
+        if by_failures.word != "inconclusive" or max(verdict.failed) >= RARE or np.isnan(values).any():
+            return by_failures
+        verdict = dataclasses.replace(verdict, marks=("bound",))
+    if np.ptp(values) <= 1e-12 * max(np.max(np.abs(values)), np.max(np.abs(control[~failed[1]]))):
+        return dataclasses.replace(verdict, word="not testable here", note="every block gives the same difference")
+    verdict = _decide_by_mean(verdict, values, resplit, level)
+    return _checked_on_halves(verdict, [decide(claim, *pair, level=level) for pair in thinned])
 
 
 def compare(
@@ -77,91 +229,46 @@ def compare(
     *,
     claim,
     direction="less",
+    scale="difference",
     margin=0.0,
+    matters=None,
     unit="",
-    confidence=0.95,
-    method="auto",
-    seed=0,
+    method="t",
+    level=LEVEL,
 ):
-    """Returns the verdict on a claim that a treatment changes a quantity, from paired runs.
-
-    With d = treatment - control over n >= 5 pairs, the effect is mean(d) and its interval is, by `method`:
-
-    - "t": the paired t interval, mean(d) ± t(n - 1) std(d) / sqrt(n);
-    - "bootstrap": 9,999 resamples of d, percentiles widened by sqrt(n / (n - 1)) and Student's t as small samples need
-      (Hesterberg 2015, section 3.3: the plain ones are too narrow);
-    - "share": for outcomes 0 or 1, Newcombe's interval for a difference of paired shares, which keeps a width where
-      all differences are equal: ten escapes in ten runs do not prove that every run escapes;
-    - "auto": "share" if all values are 0 or 1, else "bootstrap" if the Shapiro-Wilk test rejects normal differences
-      at p < 0.01, else "t".
-
-    Differences that are all equal (up to rounding) and not 0/1 outcomes give an interval of no width, and say so.
+    """Returns an exploratory verdict on paired runs that no plan foresaw; it votes on nothing.
 
     Args:
-        treatment: One value per seed, shape (seeds,).
-        control: One value per seed, in the same order: pair i shares its seed.
-        claim: Name of the claim in the ledger.
-        direction: The claimed side: "less" (effect < margin), "greater" (effect > margin), or "within"
-            (-margin < effect < margin: nothing that matters changes; needs a margin > 0).
-        margin: The border, in the unit of the values.
-        unit: Unit of the values, for the printed line.
-        confidence: Level of the interval, in (0, 1).
-        method: "auto", "t", "bootstrap" or "share".
-        seed: Integer >= 0 for the bootstrap's resampling.
+        treatment: Values (pairs,), or (blocks, seeds).
+        control: Values of the same shape.
+        claim: A name for the printed line.
+        direction, scale, margin, matters, unit: As in `Claim`.
+        method: "t" as in `decide`; "share" for outcomes 0 or 1: Newcombe's interval for a difference of paired shares,
+            which keeps a width where all outcomes are equal: ten escapes in ten runs do not prove that every run
+            escapes.
+        level: Level of the interval, in (0, 1).
 
     Raises:
-        TypeError, ValueError: An argument is of the wrong type or out of its range; fewer than 5 pairs; unequal
-            lengths; a value that is NaN or infinite. A diverged run is a result: give it a score (such as the loss of
-            a blind guess) and say so, rather than drop it with its partner.
+        TypeError, ValueError: As `decide`; with "share", a value other than 0 and 1.
 
     Example:
 
-    >>> decayed = [0.11, 0.10, 0.12, 0.09, 0.11, 0.10]
-    >>> constant = [0.15, 0.13, 0.17, 0.12, 0.16, 0.13]
-    >>> print(compare(decayed, constant, claim="LR-1", unit="nats"))
-    LR-1 supported: -0.0383 nats [-0.0487, -0.028], claimed < 0; 6 seeds, paired t
-
-    Reference: Hesterberg 2015, The American Statistician 69(4); Newcombe 1998, Statistics in Medicine 17, 2635-2650,
-    method 10.
+    >>> verdict = compare([1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1], claim="escapes", direction="greater", method="share")
+    >>> verdict.word, round(verdict.high, 2)
+    ('inconclusive', 0.53)
     """
-    claim = _check_claim(claim)
-    treatment, control = _check_pairs(treatment, control)
-    check_choice("direction", direction, ("less", "greater", "within"))
-    margin = check_number("margin", margin, **({"above": 0} if direction == "within" else {}))
-    confidence = check_number("confidence", confidence, above=0, below=1)
-    check_choice("method", method, ("auto", *METHODS))
-    seed = check_integer("seed", seed, at_least=0)
-    differences = treatment - control
-    if method == "auto":
-        method = _fitting_method(treatment, control, differences)
-    words = METHODS[method]
-    if method == "share":
-        low, high = _share_interval(treatment, control, confidence)
-    elif _all_equal(differences, treatment, control):
-        low = high = float(np.mean(differences))
-        words = "all differences equal"
-    elif method == "t":
-        low, high = stats.ttest_1samp(differences, 0).confidence_interval(confidence)
+    row = Claim(claim, direction=direction, scale=scale, margin=margin, matters=matters, unit=unit)
+    treatment, control = (np.asarray(side, dtype="float64") for side in (treatment, control))
+    if treatment.ndim == 1 and control.ndim == 1:
+        treatment, control = treatment[:, None], control[:, None]
+    if check_choice("method", method, ("t", "share")) == "t":
+        verdict = decide(row, treatment, control, level=level)
     else:
-        low, high = _bootstrap_interval(differences, confidence, seed)
-    if confidence != 0.95:
-        words += f", {100 * confidence:g} % interval"
-    return Verdict(
-        claim=claim,
-        notebook="",
-        effect=float(np.mean(differences)) + 0.0,  # no "-0"
-        low=float(low) + 0.0,
-        high=float(high) + 0.0,
-        unit=str(unit),
-        seeds=len(differences),
-        verdict=_decide(low, high, direction, margin),
-        method=words,
-        direction=direction,
-        margin=margin,
-    )
+        verdict = _decide_by_shares(row, *_blocks(treatment, control), level)
+    return dataclasses.replace(verdict, marks=("exploratory", *verdict.marks))
 
 
-def exact(actual, expected, *, claim, tolerance, relative=False, unit=""):
+def exact(actual, expected, *, claim, tolerance=None, relative=False):
     """Returns the verdict on an identity: "exact" if no entry differs by more than the tolerance, else "refuted".
 
     The measure is max |actual - expected|, divided by max |expected| if `relative`.
@@ -169,10 +276,9 @@ def exact(actual, expected, *, claim, tolerance, relative=False, unit=""):
     Args:
         actual: Array, or number.
         expected: Array of the same shape.
-        claim: Name of the claim in the ledger.
-        tolerance: Largest difference that rounding explains, >= 0.
+        claim: A `Claim` with a tolerance, or a name.
+        tolerance: Largest difference that rounding explains, >= 0, where `claim` is a name.
         relative: Whether the difference is taken relative to the largest entry of `expected`.
-        unit: Unit of the difference, for the printed line.
 
     Raises:
         TypeError, ValueError: Shapes differ, a value is not finite, or an argument is out of its range.
@@ -182,259 +288,167 @@ def exact(actual, expected, *, claim, tolerance, relative=False, unit=""):
     >>> print(exact([1.0, 2.0], [1.0, 2.0 + 1e-7], claim="BN-5", tolerance=1e-5))
     BN-5 exact: largest difference 1e-07, tolerance 1e-05
     """
-    claim, tolerance = _check_claim(claim), check_number("tolerance", tolerance, at_least=0)
-    actual, expected = _check_finite("actual", actual), _check_finite("expected", expected)
+    claim = claim if isinstance(claim, Claim) else Claim(claim, exact=True, tolerance=tolerance)
+    actual, expected = _numbers("actual", actual), _numbers("expected", expected)
     if actual.shape != expected.shape or actual.size == 0:
         raise ValueError(
             "`actual` and `expected` must be of one shape and not empty. "
             f"Received: shapes {actual.shape} and {expected.shape}"
         )
-    difference = float(np.max(np.abs(actual - expected)))
-    largest = float(np.max(np.abs(expected)))
-    if relative and largest == 0:
+    if not (np.isfinite(actual).all() and np.isfinite(expected).all()):
+        raise ValueError("`actual` and `expected` must be finite. Received: NaN or infinity")
+    largest = float(np.max(np.abs(expected))) if relative else 1.0
+    if largest == 0:
         raise ValueError("`expected` must not be all zeros for a relative difference. Received: relative=True")
-    difference = difference / largest if relative else difference
-    return Verdict(
-        claim=claim,
-        notebook="",
-        effect=difference,
-        low=difference,
-        high=difference,
-        unit=str(unit),
-        seeds=0,
-        verdict="exact" if difference <= tolerance else "refuted",
-        method="largest relative difference" if relative else "largest difference",
-        direction="within",
-        margin=tolerance,
+    difference = float(np.max(np.abs(actual - expected))) / largest
+    note = "largest relative difference" if relative else "largest difference"
+    return Verdict(claim, "exact" if difference <= claim.tolerance else "refuted", difference, note=note)
+
+
+def _count(number, noun):
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _in_words(claim, value):
+    if claim.scale == "difference":
+        return f"{value + 0.0:+.3g}"
+    factor = np.exp(value)
+    if not 0.5 < factor < 2:
+        return f"times {factor:.3g}"
+    return f"{100 * abs(factor - 1):.3g} % {'lower' if factor < 1 else 'higher'}"
+
+
+def _numbers(name, values):
+    try:
+        return np.asarray(values, dtype="float64")
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"`{name}` must be numbers. Received: {type(values).__name__}") from error
+
+
+def _blocks(treatment, control):
+    treatment, control = _numbers("treatment", treatment), _numbers("control", control)
+    if treatment.ndim != 2 or treatment.shape != control.shape or len(treatment) < 2 or treatment.size == 0:
+        raise ValueError(
+            "`treatment` and `control` must be of one shape (blocks, seeds), with two blocks or more. "
+            f"Received: shapes {treatment.shape} and {control.shape}"
+        )
+    return treatment, control
+
+
+def _failed(claim, values):
+    failed = ~np.isfinite(values)
+    if claim.fails_at is not None:
+        failed |= values <= claim.fails_at if claim.direction == "greater" else values >= claim.fails_at
+    return failed
+
+
+def _values(claim, treatment, control, left_out):
+    """Returns each block's mean effect over the pairs that both sides finished; NaN where there is none."""
+    treatment, control = np.where(left_out, 1.0, treatment), np.where(left_out, 1.0, control)
+    if claim.scale == "ratio":
+        if np.min(treatment) <= 0 or np.min(control) <= 0:
+            raise ValueError(f"Values must be > 0 for a ratio. Received: a value <= 0 for {claim.name!r}")
+        treatment, control = np.log(treatment), np.log(control)
+    effects = np.where(left_out, 0.0, treatment - control)
+    finished = np.sum(~left_out, axis=1)
+    return effects.sum(axis=1) / np.where(finished, finished, np.nan)
+
+
+def _unfair(claim, control):
+    """Returns why the control is no fair opponent, or an empty string."""
+    if claim.control is None or control.size == 0:
+        return ""
+    mean, (low, high) = float(np.mean(control)), claim.control
+    return "" if low < mean < high else f"the control's mean {mean:.3g} is not between {low:g} and {high:g}"
+
+
+def _decide_by_mean(verdict, values, resplit, level):
+    claim, blocks = verdict.claim, len(values)
+    mean, spread = np.mean(values), np.std(values, ddof=1)
+    quantile = stats.t.ppf((1 + level) / 2, blocks - 1)
+
+    def around(scale):
+        return float(mean - quantile * spread * scale), float(mean + quantile * spread * scale)
+
+    low, high = around(blocks**-0.5)
+    corrected = None if resplit is None else around((1 / blocks + resplit) ** 0.5)
+    word, marks = _word(claim, low, high), list(verdict.marks)
+    if word in ("supported", "refuted"):
+        if claim.matters and max(abs(low), abs(high)) < claim.matters:
+            marks.append("too small to matter")
+        if corrected and _word(claim, *corrected) != word:
+            marks.append("this data set")
+    needed = (
+        _needed(mean - claim.margin, spread, level) if word == "inconclusive" and claim.direction != "within" else 0
+    )
+    p = _p_value(claim, values)
+    return dataclasses.replace(
+        verdict, word=word, low=low, high=high, corrected=corrected, p=p, marks=tuple(marks), needed=needed
     )
 
 
-def agree(first, second):
-    """Returns the first verdict if the second, of other seeds, says the same, and else the first as inconclusive.
-
-    A verdict that a rerun would flip is no verdict. The numbers stay those of the first; the line names the second.
-
-    Args:
-        first: A `Verdict` from one block of seeds.
-        second: A `Verdict` on the same claim from another block, disjoint from the first.
-
-    Raises:
-        ValueError: The two are on different claims, or decided by different borders or units.
-
-    Example:
-
-    >>> control = [3.0, 3.1, 3.2, 3.3, 3.4]
-    >>> first = compare([2.0, 2.2, 2.1, 2.3, 2.5], control, claim="GD-4", unit="epochs")
-    >>> second = compare([3.1, 3.0, 3.3, 3.2, 3.5], control, claim="GD-4", unit="epochs")
-    >>> print(agree(first, second).summary())
-    GD-4: inconclusive
-    """
-    for name in ("claim", "unit", "direction", "margin"):
-        if getattr(first, name) != getattr(second, name):
-            raise ValueError(
-                f"`first` and `second` must have the same {name}. "
-                f"Received: {getattr(first, name)!r} and {getattr(second, name)!r}"
-            )
-    if first.verdict == second.verdict:
-        return dataclasses.replace(first, method=f"{first.method}, confirmed on {second.seeds} others")
-    method = f"{first.method}, {first.verdict}, but {second.verdict} on {second.seeds} others"
-    return dataclasses.replace(first, verdict="inconclusive", method=method)
-
-
-def replicate(treatment, control, *, claim, **options):
-    """Returns the verdict of the first half of the pairs, as inconclusive if the second half does not say the same.
-
-    Each half goes through `compare` on its own, and `agree` joins the two: a verdict that a rerun with other seeds
-    would flip is no verdict.
-
-    Args:
-        treatment: One value per seed, shape (seeds,): an even number of them, at least 10.
-        control: One value per seed, in the same order: pair i shares its seed.
-        claim: Name of the claim in the ledger.
-        **options: Passed to `compare`: direction, margin, unit, ...
-
-    Raises:
-        TypeError, ValueError: As `compare`, for each half.
-
-    Example:
-
-    >>> control = np.linspace(3.0, 3.9, 10)
-    >>> treatment = control - 0.5 + 0.1 * np.sin(np.arange(10))
-    >>> print(replicate(treatment, control, claim="GD-4", unit="epochs"))
-    GD-4 supported: -0.477 epochs [-0.562, -0.392], claimed < 0; 5 seeds, paired t, confirmed on 5 others
-    """
-    treatment, control = _check_pairs(treatment, control)
-    half, odd = divmod(len(treatment), 2)
-    if odd or half < LEAST_PAIRS:
-        raise ValueError(
-            f"`treatment` and `control` must hold two halves of at least {LEAST_PAIRS} pairs each. "
-            f"Received: {len(treatment)} pairs"
-        )
-    halves = slice(0, half), slice(half, None)
-    return agree(*(compare(treatment[one], control[one], claim=claim, **options) for one in halves))
-
-
-class Ledger:
-    """Keeps the verdicts of all notebooks in one file, verdicts.csv, a row for each claim of each notebook.
-
-    A claim that a notebook records again replaces its own row; rows of other notebooks stay as they are. Numbers are
-    rounded to four significant digits and rows sorted, so that the file changes only where a result does. Two
-    notebooks may record at once, and a crash at any moment leaves the old file or the new one, whole.
-
-    Args:
-        notebook: Name of the notebook, such as "07_learning_rate_schedules".
-        path: The file; None for verdicts.csv in `figures_folder()`.
-
-    Raises:
-        ValueError: The file has other columns than those of `Verdict`.
-
-    Example:
-
-    >>> import tempfile
-    >>> folder = tempfile.TemporaryDirectory()
-    >>> ledger = Ledger("08_batch_normalization", path=folder.name + "/verdicts.csv")
-    >>> print(ledger.record(exact(1.0, 1.0, claim="BN-5", tolerance=1e-5)))
-    BN-5 exact: largest difference 0, tolerance 1e-05
-    >>> [verdict.summary() for verdict in ledger.verdicts()]
-    ['BN-5: exact']
-    >>> folder.cleanup()
-    """
-
-    columns = tuple(field.name for field in dataclasses.fields(Verdict))
-
-    def __init__(self, notebook, path=None):
-        if not isinstance(notebook, str) or not notebook.strip():
-            raise ValueError(f"`notebook` must be a name that is not empty. Received: notebook={notebook!r}")
-        self.notebook = notebook
-        self.path = figures_folder() / "verdicts.csv" if path is None else Path(path)
-
-    def record(self, verdict):
-        """Writes one `Verdict` to the file and returns it, so that it can be printed."""
-        if not isinstance(verdict, Verdict):
-            raise TypeError(f"`verdict` must be a Verdict. Received: verdict={verdict!r}")
-        verdict = dataclasses.replace(verdict, notebook=self.notebook)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(self.path.with_name(self.path.name + ".lock")):
-            rows = {(row["notebook"], row["claim"]): row for row in self._read()}
-            rows[verdict.notebook, verdict.claim] = {
-                name: f"{value:.4g}" if isinstance(value, float) else str(value)
-                for name, value in dataclasses.asdict(verdict).items()
-            }
-            self._write([rows[key] for key in sorted(rows, key=lambda key: [_natural(part) for part in key])])
-        return verdict
-
-    def verdicts(self):
-        """Returns all recorded verdicts, of every notebook, sorted by notebook and claim; rounded, as in the file."""
-        types = {field.name: field.type for field in dataclasses.fields(Verdict)}
-        return [Verdict(**{name: types[name](value) for name, value in row.items()}) for row in self._read()]
-
-    def _read(self):
-        if not self.path.exists():
-            return []
-        with open(self.path, newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            columns, rows = tuple(reader.fieldnames or ()), list(reader)
-        if columns != self.columns or any(None in row.values() or None in row for row in rows):
-            raise ValueError(
-                f"`path` must be a file with the columns {', '.join(self.columns)}; delete it and run the notebooks "
-                f"again. Received: {self.path} with the columns {', '.join(columns)}"
-            )
-        return rows
-
-    def _write(self, rows):
-        # The name is the same each time: what a crash left behind is overwritten, under the lock.
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self.columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.path)
-
-
-def figures_folder():
-    """Returns the folder for figures and verdicts, made if it is missing, wherever the notebook runs.
-
-    That is the folder in the environment variable NNOPT_FIGURES if it is set (the tests do, to keep the tree clean),
-    else figures/ of the repository: the one around the working directory, or the one nnopt is installed from.
-
-    Raises:
-        FileNotFoundError: There is no repository, as with nnopt installed as a plain package.
-
-    Example:
-
-    >>> figures_folder().is_dir()
-    True
-    """
-    if os.environ.get("NNOPT_FIGURES"):
-        folder = Path(os.environ["NNOPT_FIGURES"]).expanduser().absolute()
-    else:
-        places = [Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parents[1]]
-        roots = [
-            place for place in places if (place / "notebooks").is_dir() and (place / "nnopt/evidence.py").is_file()
-        ]
-        if not roots:
-            raise FileNotFoundError(
-                "No repository of nnopt around the working directory: set the environment variable NNOPT_FIGURES to "
-                f"the folder for figures and verdicts. Received: {Path.cwd()}"
-            )
-        folder = roots[0] / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _decide(low, high, direction, margin):
-    if direction == "within":
+def _word(claim, low, high):
+    margin = claim.margin
+    if claim.direction == "within":
         inside, outside = -margin < low and high < margin, low > margin or high < -margin
     else:
         below, above = high < margin, low > margin
-        inside, outside = (below, above) if direction == "less" else (above, below)
-    return "supported" if inside else "refuted" if outside else "inconclusive"
+        inside, outside = (below, above) if claim.direction == "less" else (above, below)
+    if inside or outside:
+        return "supported" if inside else "refuted"
+    return "negligible" if claim.matters and max(abs(low), abs(high)) < claim.matters else "inconclusive"
 
 
-def _fitting_method(treatment, control, differences):
-    if np.isin(np.concatenate([treatment, control]), (0, 1)).all():
-        return "share"
-    if _all_equal(differences, treatment, control):
-        return "t"
-    return "bootstrap" if stats.shapiro(differences).pvalue < NOT_NORMAL else "t"
+def _p_value(claim, values):
+    if claim.direction != "within":
+        return float(stats.ttest_1samp(values, claim.margin).pvalue)
+    sides = ((-claim.margin, "greater"), (claim.margin, "less"))  # two one-sided tests
+    return float(max(stats.ttest_1samp(values, border, alternative=side).pvalue for border, side in sides))
 
 
-def _all_equal(differences, treatment, control):
-    scale = max(np.max(np.abs(treatment)), np.max(np.abs(control)))
-    return np.ptp(differences) <= 1e-12 * scale
+def _needed(distance, spread, level, most=10_000):
+    """Returns the number of blocks whose interval would not contain the margin, if effect and spread stay."""
+    blocks = np.arange(2, most + 1)
+    half = stats.t.ppf((1 + level) / 2, blocks - 1) * spread / np.sqrt(blocks)
+    decided = half < abs(distance)
+    return int(blocks[np.argmax(decided)]) if decided.any() else most
 
 
-def _bootstrap_interval(differences, confidence, seed):
-    pairs = len(differences)
-    student = stats.t.ppf((1 + confidence) / 2, pairs - 1)
-    widened = 2 * stats.norm.cdf(student * np.sqrt(pairs / (pairs - 1))) - 1
-    result = stats.bootstrap(
-        (differences,),
-        np.mean,
-        n_resamples=RESAMPLES,
-        confidence_level=widened,
-        method="percentile",
-        random_state=np.random.default_rng(seed),
-    )
-    return result.confidence_interval
+def _decide_by_failures(verdict, treatment, control, level):
+    """Returns the verdict of the failed shares: a treatment that fails less often is on the claimed side."""
+    low, high = _share_interval(treatment.ravel(), control.ravel(), level)
+    by_block = treatment.mean(axis=1) - control.mean(axis=1)
+    if np.ptp(by_block) > 0:
+        other = stats.ttest_1samp(by_block, 0).confidence_interval(level)
+        low, high = min(low, other.low), max(high, other.high)
+    word = "refuted" if low > 0 else "supported" if high < 0 else "inconclusive"
+    if verdict.claim.direction == "within" and word == "supported":
+        word = "refuted"
+    only = int(np.sum(treatment & ~control)), int(np.sum(control & ~treatment))
+    p = stats.binomtest(only[0], sum(only)).pvalue if sum(only) else 1.0  # McNemar's exact test
+    marks = (*verdict.marks, "by failed runs")
+    return dataclasses.replace(verdict, word=word, low=float(low), high=float(high), p=float(p), marks=marks)
 
 
-def _share_interval(treatment, control, confidence):
-    """Newcombe's interval: each share's Wilson interval, joined by the correlation of the pairs."""
-    for name, values in (("treatment", treatment), ("control", control)):
-        if not np.isin(values, (0, 1)).all():
-            raise ValueError(f"`{name}` must hold only 0 and 1 with method='share'. Received: {name}={values}")
-    pairs = len(treatment)
+def _decide_by_shares(claim, treatment, control, level):
+    if not (np.isin(treatment, (0, 1)).all() and np.isin(control, (0, 1)).all()):
+        raise ValueError("`treatment` and `control` must hold only 0 and 1 with method='share'. Received: other values")
+    low, high = _share_interval(treatment.ravel(), control.ravel(), level)
+    values = (treatment - control).mean(axis=1)
+    word, effect = _word(claim, low, high), float(values.mean())
+    return Verdict(claim, word, effect, low, high, values=tuple(values.tolist()), seeds=treatment.shape[1])
+
+
+def _share_interval(treatment, control, level):
+    """Returns Newcombe's interval for the difference of two paired shares, from outcomes 0 or 1."""
+    treatment, control, pairs = treatment.astype("float64"), control.astype("float64"), len(treatment)
     (share_1, low_1, high_1), (share_2, low_2, high_2) = (
-        (np.mean(values), *stats.binomtest(int(values.sum()), pairs).proportion_ci(confidence, method="wilson"))
-        for values in (treatment, control)
+        (np.mean(side), *stats.binomtest(int(side.sum()), pairs).proportion_ci(level, method="wilson"))
+        for side in (treatment, control)
     )
     both, neither = np.sum(treatment * control), np.sum((1 - treatment) * (1 - control))
     product = both * neither - np.sum(treatment * (1 - control)) * np.sum((1 - treatment) * control)
-    if product > 0:
-        product = max(product - pairs / 2, 0)
+    product = max(product - pairs / 2, 0) if product > 0 else product
     spread = pairs**2 * np.sqrt(share_1 * (1 - share_1) * share_2 * (1 - share_2))
     correlation = product / spread if spread else 0.0
 
@@ -445,67 +459,15 @@ def _share_interval(treatment, control, confidence):
     return effect - length(share_1 - low_1, high_2 - share_2), effect + length(high_1 - share_1, share_2 - low_2)
 
 
-def _check_claim(claim):
-    if not isinstance(claim, str) or not claim.strip() or "\n" in claim:
-        raise ValueError(f"`claim` must be a name on one line, such as 'LR-1'. Received: claim={claim!r}")
-    return claim
-
-
-def _check_finite(name, values):
-    try:
-        values = np.asarray(values, dtype="float64")
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"`{name}` must be numbers. Received: {name}={values!r}") from error
-    if not np.isfinite(values).all():
-        places = np.flatnonzero(~np.isfinite(values)).tolist()
-        raise ValueError(
-            f"`{name}` must be finite: a diverged run is a result, so give it a score and say so rather than drop it. "
-            f"Received: {name} with NaN or infinity at {places}"
-        )
-    return values
-
-
-def _check_pairs(treatment, control):
-    treatment, control = _check_finite("treatment", treatment), _check_finite("control", control)
-    if treatment.ndim != 1 or treatment.shape != control.shape or len(treatment) < LEAST_PAIRS:
-        raise ValueError(
-            f"`treatment` and `control` must be of shape (seeds,), of equal length and at least {LEAST_PAIRS} long. "
-            f"Received: shapes {treatment.shape} and {control.shape}"
-        )
-    return treatment, control
-
-
-def _natural(name):
-    """Sorts LR-2 before LR-10."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
-
-
-@contextlib.contextmanager
-def _locked(path):
-    """Holds a lock of the operating system's, which ends with its process: a crash leaves none to clear away."""
-    while True:
-        file = open(path, "ab")  # noqa: SIM115
-        _lock(file)
-        # Whoever held the lock before may have removed the file while we waited: then it locks nothing any more.
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-                break
-        file.close()
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):  # Windows does not remove an open file
-            os.unlink(path)
-        file.close()
-
-
-def _lock(file):
-    try:
-        import fcntl
-    except ImportError:
-        import msvcrt
-
-        file.seek(0)
-        msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
-    else:
-        fcntl.flock(file, fcntl.LOCK_EX)
+def _checked_on_halves(verdict, halves):
+    if not halves:
+        return verdict
+    verdict = dataclasses.replace(verdict, halves=tuple(half.word for half in halves))
+    if verdict.word not in ("supported", "refuted"):
+        return verdict
+    margin = verdict.claim.margin if verdict.claim.direction != "within" else 0.0
+    if any((half.effect - margin) * (verdict.effect - margin) < 0 for half in halves):
+        return dataclasses.replace(verdict, word="depends on the grid")
+    if any(half.word != verdict.word for half in halves):
+        return dataclasses.replace(verdict, marks=(*verdict.marks, f"halves of the grid: {', '.join(verdict.halves)}"))
+    return verdict

@@ -14,7 +14,7 @@ from PIL import Image
 from scipy import stats
 
 from nnopt.checks import check_integer, check_number
-from nnopt.lab.evidence import figures_folder
+from nnopt.lab.results import figures_folder
 
 # Okabe and Ito 2008, distinct with any colour vision; their yellow is too light for lines on white.
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
@@ -42,7 +42,7 @@ GROUPS = {
     "depth": {"plain": BLACK, "residual": VERMILLION},
     "recurrent": {"rnn": BLACK, "gru": BLUE, "lstm": VERMILLION, "transformer": GREEN},
     "parts": {"train": BLUE, "validation": ORANGE, "test": VERMILLION},
-    "verdicts": {"supported": GREEN, "refuted": VERMILLION, "inconclusive": GREY, "exact": BLUE},
+    "verdicts": {"supported": GREEN, "refuted": VERMILLION, "inconclusive": GREY, "negligible": SKY, "exact": BLUE},
 }  # fmt: skip
 ALIASES = {
     "step decay": "step",
@@ -53,7 +53,6 @@ ALIASES = {
     "layer normalization": "layer",
     "group normalization": "group",
 }
-MARKERS = {"supported": "o", "refuted": "s", "inconclusive": "D", "exact": "^"}
 
 WIDTH = 7.0  # inches: 700 pixels on a page of 100 to the inch
 LARGEST_FILE = 100_000  # bytes
@@ -340,49 +339,6 @@ def intervals(ax, names, values, *, confidence=0.95):
     ax.grid(axis="y", visible=False)
 
 
-def forest(verdicts):
-    """Returns a figure with one row for each `nnopt.lab.evidence.Verdict`: its interval, its numbers, its verdict.
-
-    Units differ, so each row has a scale of its own: the border of the claim is the vertical line, the claimed side is
-    on the right, and the farthest end of each interval lies equally far out. The numbers are written beside.
-
-    Args:
-        verdicts: Verdicts, such as `Ledger.verdicts()` gives, drawn from top to bottom.
-
-    Raises:
-        ValueError: There are none.
-
-    Example:
-
-    >>> from nnopt.lab.evidence import exact
-    >>> figure = forest([exact(1.0, 1.0, claim="BN-5", tolerance=1e-5)])
-    >>> figure.axes[0].get_yticklabels()[0].get_text()
-    'BN-5'
-    >>> plt.close(figure)
-    """
-    verdicts = list(verdicts)
-    if not verdicts:
-        raise ValueError("`verdicts` must hold at least one verdict. Received: verdicts=[]")
-    figure, ax = plt.subplots(figsize=(WIDTH, 0.9 + 0.26 * len(verdicts)))
-    beside = {"xycoords": ax.get_yaxis_transform(), "textcoords": "offset points", "va": "center", "fontsize": 8.5}
-    ax.axvline(0, color="#444444", linewidth=1)
-    for row, verdict in enumerate(verdicts):
-        shade = GROUPS["verdicts"][verdict.verdict]
-        effect, low, high = _as_claimed(verdict)
-        ax.plot([low, high], [row, row], color=shade, linewidth=2.2, solid_capstyle="butt")
-        face = "white" if verdict.verdict == "inconclusive" else shade
-        ax.plot(effect, row, MARKERS[verdict.verdict], color=shade, markerfacecolor=face, markersize=6)
-        ax.annotate(verdict.verdict, (1, row), (4, 0), color=_readable(shade), fontweight="bold", **beside)
-        ax.annotate(_numbers(verdict), (1, row), (76, 0), color="#444444", **beside)
-    ax.set_yticks(range(len(verdicts)), [verdict.claim for verdict in verdicts])
-    ax.set_ylim(len(verdicts) - 0.5, -0.5)
-    ax.set_xlim(-1.12, 1.12)
-    ax.set_xticks([-0.56, 0.56], ["against", "as claimed"])
-    ax.tick_params(axis="both", length=0, labelsize=9)
-    ax.grid(visible=False)
-    return figure
-
-
 def save(figure, name, folder=None):
     """Writes a figure as a PNG below 100 kB; the same figure gives the same bytes again.
 
@@ -394,7 +350,7 @@ def save(figure, name, folder=None):
     Args:
         figure: A matplotlib figure.
         name: Name of the file without ".png", such as "07_schedules".
-        folder: Where to; None for `nnopt.lab.evidence.figures_folder()`.
+        folder: Where to; None for `nnopt.lab.results.figures_folder()`.
 
     Raises:
         ValueError: `name` is no plain file name, or the figure is too rich even so: draw fewer points, or rasterize.
@@ -471,25 +427,3 @@ def _readable(shade):
 def _luminance(red_green_blue):
     linear = np.where(red_green_blue <= 0.04045, red_green_blue / 12.92, ((red_green_blue + 0.055) / 1.055) ** 2.4)
     return linear @ [0.2126, 0.7152, 0.0722]
-
-
-def _as_claimed(verdict):
-    """Effect and interval with the border at 0, the claimed side positive, and the farthest end at 1 or -1."""
-    values = np.array([verdict.effect, verdict.low, verdict.high])
-    if verdict.direction == "less":
-        values = verdict.margin - values
-    elif verdict.direction == "greater":
-        values = values - verdict.margin
-    else:
-        straddles = verdict.low < 0 < verdict.high
-        nearest = 0.0 if straddles else np.min(np.abs(values[1:]))
-        values = verdict.margin - np.array([abs(verdict.effect), nearest, np.max(np.abs(values[1:]))])
-    values = values / (np.max(np.abs(values)) or 1.0)
-    return values[0], np.min(values[1:]), np.max(values[1:])
-
-
-def _numbers(verdict):
-    unit = f" {verdict.unit}" if verdict.unit else ""
-    if verdict.seeds == 0:
-        return f"{verdict.effect:.2g}{unit} off, tolerance {verdict.margin:.2g}"
-    return f"{verdict.effect:.3g}{unit} [{verdict.low:.3g}, {verdict.high:.3g}], n = {verdict.seeds}"

@@ -1,0 +1,50 @@
+# ruff: noqa: E501
+"""The 41 statements of the article under test, in our words.
+
+Source: R. Mehrotra, "Neural Networks and Deep Learning: Enhancing AI through Neural Network Optimization", 2024.
+"""
+
+# id, the article's section, the statement, the notebook that decides it
+STATEMENTS = (
+    ("FNN-1", "Feedforward networks", "A feedforward network learns a static map from inputs to outputs, and its width and depth set what it can represent.", "01"),
+    ("CNN-1", "Convolutional networks", "Convolution exploits the spatial structure of images.", "02"),
+    ("CNN-2", "Convolutional networks", "Pooling cuts size and cost and keeps what matters.", "02"),
+    ("RNN-1", "Recurrent networks", "A plain recurrent network forgets, because gradients vanish with lag.", "03"),
+    ("RNN-2", "Recurrent networks", "LSTM and GRU learn long-term dependencies that a plain recurrent network does not.", "03"),
+    ("GAN-1", "Generative adversarial networks", "The adversarial game makes samples more realistic.", "04"),
+    ("GD-1", "Gradient descent", "Mini-batch updates are cheaper and noisier than full-batch ones.", "05"),
+    ("GD-2", "Gradient descent", "Mini-batches are the compromise between single examples and the full batch.", "05"),
+    ("GD-3", "Adam", "Adam is RMSProp with momentum and bias correction.", "05"),
+    ("GD-4", "Adam", "Adam converges more efficiently.", "05"),
+    ("REG-1", "L1 and L2 regularization", "Penalties shrink weights, and L1 makes them sparse.", "06"),
+    ("REG-2", "Dropout", "Dropout prevents over-reliance on single units, and overfitting.", "06"),
+    ("REG-3", "Early stopping", "Stopping at the minimum of the validation loss prevents overfitting.", "06"),
+    ("LR-1", "Step decay", "Dropping the rate in steps lets training converge more finely.", "07"),
+    ("LR-2", "Exponential decay", "An exponential decay balances exploration and exploitation.", "07"),
+    ("LR-3", "Cyclical learning rates", "A cycling rate escapes local minima and may find better solutions.", "07"),
+    ("BN-1", "Batch normalization", "Batch normalization stabilizes and accelerates training.", "08"),
+    ("BN-2", "Batch normalization", "Batch normalization allows higher learning rates.", "08"),
+    ("BN-3", "Batch normalization", "Batch normalization mitigates vanishing and exploding gradients.", "08"),
+    ("BN-4", "Batch normalization", "Batch normalization reduces internal covariate shift.", "08"),
+    ("BN-5", "Batch normalization", "Scale and shift keep the capacity of the network.", "08"),
+    ("RES-1", "Residual networks", "Skip connections ease the flow of the gradient.", "09"),
+    ("RES-2", "Residual networks", "Skip connections make very deep networks trainable.", "09"),
+    ("ATT-1", "Attention", "Attention lets the model focus on the relevant parts of the input.", "10"),
+    ("ATT-2", "Attention", "Attention improves translation.", "10"),
+    ("ATT-3", "Transformer", "Self-attention serves sequence-to-sequence tasks.", "10"),
+    ("IMG-1", "Case study: image classification", "Adam helps ResNet-50.", "11"),
+    ("IMG-2", "Case study: image classification", "Exponential decay of the rate helps ResNet-50.", "11"),
+    ("IMG-3", "Case study: image classification", "Augmentation by crops, flips and colour jitter helps ResNet-50.", "11"),
+    ("IMG-4", "Case study: image classification", "The recipe reaches 76.15 % top-1 on ImageNet.", "11"),
+    ("NMT-1", "Case study: translation", "Grid search finds better settings.", "12"),
+    ("NMT-2", "Case study: translation", "Dropout and L2 regularization help the translator.", "12"),
+    ("NMT-3", "Case study: translation", "Beam search improves the translations.", "12"),
+    ("NMT-4", "Case study: translation", "The recipe reaches a BLEU of 29.92 on WMT14 English-German.", "12"),
+    ("SCA-1", "Challenges: scalability", "Data-parallel training is the same training, spread over devices.", "13"),
+    ("SCA-2", "Challenges: scalability", "Model parallelism fits larger models.", "13"),
+    ("INT-1", "Challenges: interpretability", "Explanations show what the model uses.", "14"),
+    ("ROB-1", "Challenges: robustness", "Tiny adversarial changes break a network.", "15"),
+    ("ROB-2", "Challenges: robustness", "Adversarial training defends a network.", "15"),
+    ("ROB-3", "Challenges: robustness", "Changes of the environment hurt, too.", "15"),
+    ("OPT-1", "Future directions", "More efficient optimization algorithms exist.", "16"),
+)  # fmt: skip

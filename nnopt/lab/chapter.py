@@ -1,0 +1,26 @@
+"""What every chapter begins with, in one call."""
+
+import contextlib
+
+import keras
+
+from nnopt.checks import check_integer
+from nnopt.lab import plots
+
+
+def open_chapter(threads=1):
+    """Sets the book's look, and how many threads one operation may use.
+
+    Small networks run a tenth faster on one thread, and their numbers then depend less on the reader's processor.
+
+    Args:
+        threads: Threads of one operation on TensorFlow, an integer >= 1; JAX and torch keep theirs.
+    """
+    check_integer("threads", threads, at_least=1)
+    plots.use_style()
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow
+
+        # Too late where something has been computed: the chapter then runs on the threads that there are.
+        with contextlib.suppress(RuntimeError):
+            tensorflow.config.threading.set_intra_op_parallelism_threads(threads)

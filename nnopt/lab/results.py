@@ -1,0 +1,210 @@
+"""What the book found, as files: verdicts.csv, pairs.csv and statements.csv in figures/results/."""
+
+import csv
+import os
+import re
+from pathlib import Path
+
+from nnopt.lab.article import STATEMENTS
+
+VERDICTS = (
+    "chapter", "claim", "role", "word", "marks", "effect", "low", "high", "corrected_low", "corrected_high", "p",
+    "unit", "scale", "direction", "margin", "matters", "blocks", "seeds", "failed_treatment", "failed_control",
+    "halves", "needed", "note", "statement", "scope", "plan", "digest", "line",
+)  # fmt: skip
+PAIRS = ("chapter", "claim", "block", "seed", "treatment", "control")
+COLUMNS = ("id", "section", "statement", "notebook", "word", "p", "marks", "rows", "scope")
+LEVEL = 0.01  # of Holm's procedure across the statements
+
+
+def book_folder():
+    """Returns the repository's folder: the one around the working directory, or the one nnopt is installed from.
+
+    Raises:
+        FileNotFoundError: There is none, as with nnopt installed as a plain package elsewhere.
+    """
+    for place in [Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parents[2]]:
+        if (place / "notebooks").is_dir() and (place / "nnopt" / "lab").is_dir():
+            return place
+    raise FileNotFoundError(
+        "No repository of nnopt around the working directory: set the environment variables NNOPT_FIGURES and "
+        f"NNOPT_RESULTS to the folders for figures and results. Received: {Path.cwd()}"
+    )
+
+
+def figures_folder():
+    """Returns the folder for figures, made if it is missing: NNOPT_FIGURES if set, else figures/ of the repository."""
+    folder = Path(os.environ.get("NNOPT_FIGURES") or book_folder() / "figures").expanduser().absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def recorded(folder=None):
+    """Returns the rows of verdicts.csv as dicts of strings; those that the book recorded unless `folder` is given."""
+    try:
+        folder = book_folder() / "figures" / "results" if folder is None else Path(folder)
+    except FileNotFoundError:
+        return []
+    return read(folder / "verdicts.csv")
+
+
+def read(path):
+    """Returns the rows of a CSV file as dicts of strings; of a missing file none."""
+    if not Path(path).exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def write(path, columns, rows):
+    """Writes rows, sorted by chapter and claim in their natural order, so that the old file or the new one is whole."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def replace_chapter(folder, chapter, verdicts, pairs):
+    """Puts a chapter's rows in the place of all rows that it had before; rows of other chapters stay."""
+    for name, columns, rows in (("verdicts.csv", VERDICTS, verdicts), ("pairs.csv", PAIRS, pairs)):
+        path = Path(folder) / name
+        kept = [row for row in read(path) if row["chapter"] != chapter]
+        write(path, columns, sorted([*kept, *rows], key=_order))
+
+
+def row_of(verdict):
+    """Returns a `Verdict` as a row of verdicts.csv, its numbers rounded to five digits."""
+    claim, corrected = verdict.claim, verdict.corrected or (None, None)
+    row = {
+        "chapter": verdict.chapter, "claim": claim.name, "role": claim.role, "word": verdict.word,
+        "marks": "; ".join(verdict.marks), "effect": verdict.effect, "low": verdict.low, "high": verdict.high,
+        "corrected_low": corrected[0], "corrected_high": corrected[1], "p": verdict.p, "unit": claim.unit,
+        "scale": claim.scale, "direction": claim.direction, "margin": claim.margin, "matters": claim.matters,
+        "blocks": len(verdict.values), "seeds": verdict.seeds, "failed_treatment": verdict.failed[0],
+        "failed_control": verdict.failed[1], "halves": "; ".join(verdict.halves), "needed": verdict.needed,
+        "note": verdict.note, "statement": claim.statement, "scope": verdict.scope, "plan": verdict.plan,
+        "digest": verdict.digest, "line": str(verdict),
+    }  # fmt: skip
+    return {name: _text(value) for name, value in row.items()}
+
+
+def pairs_of(chapter, claim, treatment, control):
+    """Returns the raw pairs, arrays (blocks, seeds), as rows of pairs.csv."""
+    return [
+        {"chapter": chapter, "claim": claim, "block": str(block), "seed": str(seed),
+         "treatment": _text(one, 7), "control": _text(other, 7)}
+        for block, (ones, others) in enumerate(zip(treatment, control))
+        for seed, (one, other) in enumerate(zip(ones, others))
+    ]  # fmt: skip
+
+
+def statements(rows, second=(), digests=None):
+    """Returns one line for each of the article's 41 statements, decided by its primary rows.
+
+    All supported (or exact): "holds". All refuted: "fails". Both, or one that depends on the grid: "depends". Supported
+    beside undecided: "holds in part"; refuted beside undecided: "fails in part". All negligible: "makes no difference
+    here". Else "open". Without a primary row it reads "being re-decided".
+
+    Args:
+        rows: Rows of verdicts.csv.
+        second: Rows of the second run: one that turns into its opposite there votes no more, one with another word is
+            marked.
+        digests: Dict chapter -> digest of its plan cell now. Rows from another plan are exploratory: they do not vote.
+
+    Returns:
+        List of dicts with the keys of `COLUMNS`. The p of a statement is the largest of its votes'; those that
+        Holm's procedure at 1 % across all statements leaves are marked "not after Holm".
+
+    Example:
+
+    >>> row = {"chapter": "07_x", "claim": "LR-1", "role": "primary", "word": "refuted", "marks": "", "p": "1e-5",
+    ...        "plan": "abc", "digest": "1", "scope": "digits", "blocks": "10"}
+    >>> {line["id"]: line["word"] for line in statements([row])}["LR-1"]
+    'fails'
+    """
+    others = {(row["chapter"], row["claim"]): row["word"] for row in second}
+    lines = []
+    for identity, section, text, notebook in STATEMENTS:
+        votes, marks = [], []
+        for row in rows:
+            if statement_of(row["claim"]) != identity or row["role"] != "primary" or not _votes(row, digests):
+                continue
+            other = others.get((row["chapter"], row["claim"]), row["word"])
+            if {row["word"], other} == {"supported", "refuted"}:
+                marks.append(f"{row['claim']} does not replicate")
+                continue
+            if other != row["word"]:
+                marks.append(f"{row['claim']} {other} in the second run")
+            marks += [f"{row['claim']} {mark}" for mark in row["marks"].split("; ") if mark]
+            votes.append(row)
+        p = max((float(row["p"]) for row in votes if row["p"] not in ("", "nan")), default=None)
+        names = ", ".join(f"{row['claim']} {row['word']}" for row in votes)
+        scope = "; ".join(dict.fromkeys(f"{row['scope']}, {row['blocks']} blocks" for row in votes))
+        word = _word_of([row["word"] for row in votes]) if votes else "open" if marks else "being re-decided"
+        lines.append(dict(zip(COLUMNS, (identity, section, text, notebook, word, p, marks, names, scope))))
+    _mark_by_holm([line for line in lines if line["p"] is not None])
+    for line in lines:
+        line["marks"], line["p"] = "; ".join(line["marks"]), _text(line["p"])
+    return lines
+
+
+def statement_of(claim):
+    """Returns the id of the statement that a row belongs to: "LR-1" for "LR-1 test"."""
+    return re.split(r"[ ,]", claim, maxsplit=1)[0]
+
+
+class Ledger:
+    """The exploratory verdicts of a chapter without a plan, for its last cell; nothing is written to a file."""
+
+    def __init__(self, chapter):
+        self.chapter, self._verdicts = chapter, []
+
+    def record(self, verdict):
+        """Keeps a `Verdict` and returns it."""
+        self._verdicts.append(verdict)
+        return verdict
+
+    def verdicts(self):
+        """Returns the verdicts in their order."""
+        return list(self._verdicts)
+
+
+def _votes(row, digests):
+    """Whether a row stands in a plan that is still the one it was measured by."""
+    return bool(row["plan"]) and (digests is None or digests.get(row["chapter"]) == row["digest"])
+
+
+def _word_of(words):
+    words = {"supported" if word == "exact" else word for word in words if word != "not testable here"}
+    if "depends on the grid" in words or {"supported", "refuted"} <= words:
+        return "depends"
+    if len(words) == 1:
+        return {"supported": "holds", "refuted": "fails", "negligible": "makes no difference here"}.get(*words, "open")
+    return "holds in part" if "supported" in words else "fails in part" if "refuted" in words else "open"
+
+
+def _mark_by_holm(lines):
+    passed = True
+    for rank, line in enumerate(sorted(lines, key=lambda line: line["p"])):
+        passed = passed and line["p"] <= LEVEL / (len(lines) - rank)
+        if not passed and line["word"] not in ("open", "makes no difference here"):
+            line["marks"].append("not after Holm")
+
+
+def _order(row):
+    """Sorts LR-2 before LR-10, and pairs by block and seed."""
+    parts = re.split(r"(\d+)", f"{row['chapter']} {row['claim']}")
+    natural = [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts if part]
+    return natural, int(row.get("block") or 0), int(row.get("seed") or 0) if "block" in row else 0
+
+
+def _text(value, digits=5):
+    if value is None or (isinstance(value, float) and value != value):
+        return ""
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
