@@ -1,8 +1,7 @@
 """Data sets, and the order in which a training run visits them."""
 
 from nnopt.data.embedded import Dataset, digits, label_noise, photos, subsample
-from nnopt.data.images import fashion_mnist
-from nnopt.data.number_phrases import Phrases, number_words, phrases
+from nnopt.data.number_phrases import Phrases, phrases
 from nnopt.data.ordered import OrderedDataset, epoch_order
 
 __all__ = [
@@ -11,9 +10,7 @@ __all__ = [
     "Phrases",
     "digits",
     "epoch_order",
-    "fashion_mnist",
     "label_noise",
-    "number_words",
     "photos",
     "phrases",
     "subsample",

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nnopt.checks import check_boolean, check_integer
+from nnopt.checks import check_integer
 from nnopt.data.embedded import Dataset
 
 # The words of both sides, each with a tag after a slash: words of one tag are translations of each other. A slot in
@@ -74,41 +74,35 @@ class Phrases(Dataset):
     Args:
         alignment: Dict of part -> list with, for each pair, its links (English token, German token): two indices,
             counted from 0. A token without counterpart (such as the "und" of "fünf und vierzig") has no link.
-        written: Dict of part -> pair of lists, the same sentences as one writes them: "fünfundvierzig".
-        numbers: Dict of part -> list with, for each pair, the set of its numbers of more than one word.
     """
 
     alignment: dict = dataclasses.field(default_factory=dict)
-    written: dict = dataclasses.field(default_factory=dict)
-    numbers: dict = dataclasses.field(default_factory=dict)
 
 
 class _Word(NamedTuple):
-    """A token: its translations share one of its tags; `glue` stands between it and the next in writing."""
+    """A token: its translations share its tag."""
 
     text: str
-    tags: tuple = ()
-    glue: str = " "
+    tag: tuple | None = None
 
 
-def phrases(seed=0, *, pairs=(6000, 500, 500), largest=9999, clauses=2, split_numbers=True):
+def phrases(seed=0, *, pairs=(6000, 500, 500), largest=9999, clauses=2):
     """Returns English-German sentence pairs about numbers, with the alignment of their words.
 
     Numbers of one word in English (up to twenty, and the tens) may stand everywhere. Any other number belongs to one of
     the parts (70 / 15 / 15 %), and every sentence holds such a number of its own part: no number of a test sentence is
     in training, be it a quantity, a price, a number of millions or a year. Smaller numbers inside it can be: 345 may
-    be in training and 45 in the test. Tokens are in the case that they have in the middle of a sentence.
+    be in training and 45 in the test. German numbers stand in parts, "fünf und vierzig", so that some thousand training
+    pairs hold every word of the test. Tokens are in the case that they have in the middle of a sentence.
 
     Args:
         seed: Integer >= 0 that decides the numbers of each part and the sentences.
         pairs: Numbers of training, validation and test pairs, integers >= 1. No pair comes twice.
         largest: Largest number, an integer from 99 to 9999; below 2029 dates have no year.
         clauses: Largest number of clauses in a sentence, joined by "and", from 1 to 4; all numbers are equally likely.
-        split_numbers: Whether German numbers stand in parts, "fünf und vierzig" (so that some thousand training pairs
-            hold every word of the test), or as one word, "fünfundvierzig", linked to every English part.
 
     Returns:
-        `Phrases`, a `Dataset` with `.alignment`, `.written` and `.numbers`.
+        `Phrases`, a `Dataset` with `.alignment`.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong type or out of its range.
@@ -122,8 +116,8 @@ def phrases(seed=0, *, pairs=(6000, 500, 500), largest=9999, clauses=2, split_nu
     >>> link = data.alignment["test"][0][0]
     >>> data.test[0][0].split()[link[0]], data.test[1][0].split()[link[1]]
     ('the', 'der')
-    >>> print(data.written["test"][1][0])
-    Der Turm ist sechsundachtzig Meter hoch, und der See ist einundneunzig Meter tief.
+    >>> print(data.test[1][0])
+    der Turm ist sechs und achtzig Meter hoch , und der See ist ein und neunzig Meter tief .
 
     Reference: Unicode CLDR (Unicode licence v3), through Babel (BSD-3); num2words (LGPL-2.1+).
     """
@@ -134,32 +128,11 @@ def phrases(seed=0, *, pairs=(6000, 500, 500), largest=9999, clauses=2, split_nu
     pairs = [check_integer(f"pairs[{i}]", count, at_least=1) for i, count in enumerate(pairs)]
     largest = check_integer("largest", largest, at_least=99, at_most=9999)
     clauses = check_integer("clauses", clauses, at_least=1, at_most=4)
-    check_boolean("split_numbers", split_numbers)
     made = {}
     for number, (part, owned) in enumerate(_dealt_numbers(largest, seed).items()):
         writer = _Writer(owned, largest, np.random.default_rng([seed, number]))
         made[part] = writer.sentences(pairs[number], clauses)
-    return _collected(made, split_numbers)
-
-
-def number_words(number):
-    """Returns the tokens of a number in both languages and how they are written: a dict for "en" and "de".
-
-    Args:
-        number: Integer >= 0 and < 10**9.
-
-    Returns:
-        Dict of language -> (tokens, text): the parts of the number, and the number as one writes it.
-
-    Example:
-
-    >>> number_words(45)
-    {'en': (['forty', 'five'], 'forty-five'), 'de': (['fünf', 'und', 'vierzig'], 'fünfundvierzig')}
-    """
-    _need_packages()
-    number = check_integer("number", number, at_least=0, at_most=10**9 - 1)
-    sides = zip(("en", "de"), _cardinal(number, ""))
-    return {language: ([word.text for word in words], _write(words)) for language, words in sides}
+    return _collected(made)
 
 
 def _need_packages():
@@ -193,7 +166,7 @@ class _Writer:
         self.used = set()
 
     def sentences(self, count, clauses):
-        """Returns `count` different (English words, German words, numbers)."""
+        """Returns `count` different (English words, German words)."""
         found = {}
         for _ in range(50 * count):
             if len(found) == count:
@@ -201,7 +174,7 @@ class _Writer:
             self.used = set()
             sides = self.sentence(self.random.integers(1, clauses + 1))
             if self.used:  # a sentence without a number of its own part is everybody's
-                found.setdefault(" ".join(word.text for word in sides[0]), (*sides, frozenset(self.used)))
+                found.setdefault(" ".join(word.text for word in sides[0]), sides)
         if len(found) < count:
             raise ValueError(f"`pairs` must be fewer: there are not as many different ones. Received: {count}")
         return list(found.values())
@@ -211,7 +184,7 @@ class _Writer:
         for clause in range(clauses):
             one, other = self.clause(f"{clause}")
             if clause:
-                joint = ((f"{clause}", "joint"),)
+                joint = (f"{clause}", "joint")
                 # The full stop of the clause before gives way to ", and".
                 english[-1:] = [_Word(","), _Word("and", joint)]
                 german[-1:] = [_Word(","), _Word("und", joint)]
@@ -241,8 +214,8 @@ class _Writer:
         english, german = english + _linked(names[0], (name, "name")), german + _linked(names[1], (name, "name"))
         if currency in WITH_CENTS and self.random.random() < 0.5:
             cents = _cardinal(self._pick(self.small), f"{name}cents")
-            english += [_Word("and", ((name, "and"),)), *cents[0], _Word("cents", ((name, "cents"),))]
-            german += [_Word("und", ((name, "and"),)), *cents[1], _Word("Cent", ((name, "cents"),))]
+            english += [_Word("and", (name, "and")), *cents[0], _Word("cents", (name, "cents"))]
+            german += [_Word("und", (name, "and")), *cents[1], _Word("Cent", (name, "cents"))]
         return english, german
 
     def thing(self, name):
@@ -252,19 +225,17 @@ class _Writer:
         return _pair(_countries()[self.random.integers(len(COUNTRIES))], name)
 
     def on_date(self, name):
-        return self._date(
-            name, [_Word("on", ((name, "on"),)), _Word("the", ((name, "on"),))], [_Word("am", ((name, "on"),))]
-        )
+        return self._date(name, [_Word("on", (name, "on")), _Word("the", (name, "on"))], [_Word("am", (name, "on"))])
 
     def the_date(self, name):
-        return self._date(name, [_Word("the", ((name, "the"),))], [_Word("der", ((name, "the"),))], ending="")
+        return self._date(name, [_Word("the", (name, "the"))], [_Word("der", (name, "the"))], ending="")
 
     def on_weekday(self, name):
         date = self._day()
         weekday = _weekdays()[date.weekday()]
-        english, german = [_Word("on", ((name, "on"),))], [_Word("am", ((name, "on"),))]
-        english += [_Word(weekday[0], ((name, "weekday"),)), _Word(","), _Word("the", ((name, "the"),))]
-        german += [_Word(weekday[1], ((name, "weekday"),)), _Word(","), _Word("dem", ((name, "the"),))]
+        english, german = [_Word("on", (name, "on"))], [_Word("am", (name, "on"))]
+        english += [_Word(weekday[0], (name, "weekday")), _Word(","), _Word("the", (name, "the"))]
+        german += [_Word(weekday[1], (name, "weekday")), _Word(","), _Word("dem", (name, "the"))]
         return self._date(name, english, german, date=date)
 
     def _numbers_of_any_length(self):
@@ -291,8 +262,8 @@ class _Writer:
         day = _ordinal(date.day, f"{name}day", ending)
         month = _months()[date.month - 1]
         english, german = english + day[0], german + day[1]
-        english += [_Word("of"), _Word(month[0], ((name, "month"),))]
-        german += [_Word(month[1], ((name, "month"),))]
+        english += [_Word("of"), _Word(month[0], (name, "month"))]
+        german += [_Word(month[1], (name, "month"))]
         if self.years is None:
             return english, german
         self.used.add(date.year)
@@ -307,7 +278,7 @@ def _filled(frame, side, fillings, name):
             words += fillings[token[1:-1]][side]
             continue
         text, _, tag = token.partition("/")
-        words.append(_Word(text, ((name, tag),) if tag else ()))
+        words.append(_Word(text, (name, tag) if tag else None))
     return words
 
 
@@ -316,14 +287,7 @@ def _pair(names, name):
 
 
 def _linked(text, tag):
-    return [_Word(part, (tag,)) for part in text.split()]
-
-
-def _write(words, capital=False):
-    """Returns the words as a sentence is written, with a capital at its beginning if wanted."""
-    text = "".join(word.text + word.glue for word in words).removesuffix(words[-1].glue)
-    text = re.sub(r" ([.,])", r"\1", text)
-    return text[0].upper() + text[1:] if capital else text
+    return [_Word(part, tag) for part in text.split()]
 
 
 @functools.cache
@@ -365,27 +329,24 @@ def _german_pattern():
 
 
 def _german_parts(text):
-    """Returns the parts of a German number and their glue: einundvierzig -> ein, und, vierzig."""
+    """Returns the parts of a German number: einundvierzig -> ein, und, vierzig."""
     parts = []
     for word in text.split():
         pieces = _german_pattern().findall(word)
         if "".join(pieces) != word:
             raise RuntimeError(f"num2words spelled a number in a way that cannot be parted: {text!r}")
-        parts += [(piece, "") for piece in pieces[:-1]] + [(pieces[-1], " ")]
+        parts += pieces
     return parts
 
 
 def _english_parts(text):
-    """Returns the parts of an English number and their glue: forty-one -> forty, one."""
-    parts = re.findall(r"(\w+)([- ]?)", text.replace(",", ""))
-    return [(part, glue or " ") for part, glue in parts]
+    """Returns the parts of an English number: forty-one -> forty, one."""
+    return re.findall(r"\w+", text)
 
 
 def _tagged(sides, name):
     """Returns the words of both sides, where equal roles of this number are translations of each other."""
-    return tuple(
-        [_Word(text, ((name, *role),) if role else (), glue) for (text, glue), role in zip(*side)] for side in sides
-    )
+    return tuple([_Word(text, (name, *role) if role else None) for text, role in zip(*side)] for side in sides)
 
 
 def _cardinal(number, name):
@@ -402,7 +363,7 @@ def _ordinal(day, name, ending):
 
 @functools.cache
 def _spelled_cardinal(number):
-    """Returns for both languages the parts of a number with their glue, and their roles."""
+    """Returns for both languages the parts of a number and their roles."""
     from num2words import num2words
 
     english, german = _english_parts(num2words(number, lang="en")), _german_parts(num2words(number, lang="de"))
@@ -433,16 +394,16 @@ def _spelled_ordinal(day, ending):
     text = num2words(day, to="ordinal", lang="de")
     # Only the last part is an ordinal, "zwanzigste"; what comes before it is spelled as in a cardinal.
     last = next(word for word in sorted(_spelling("de", ordinal=True), key=len, reverse=True) if text.endswith(word))
-    before = [(part, "") for part, _ in _german_parts(text.removesuffix(last))]
+    before = _german_parts(text.removesuffix(last))
     values = [*_values(before, "de"), _spelling("de", ordinal=True)[last]]
     return (
-        (english, _roles([ordinals[part] for part, _ in english])),
-        ([*before, (last + ending, " ")], _roles(values)),
+        (english, _roles([ordinals[part] for part in english])),
+        ([*before, last + ending], _roles(values)),
     )
 
 
 def _values(parts, language):
-    return [_spelling(language)[text] for text, _ in parts]
+    return [_spelling(language)[part] for part in parts]
 
 
 @functools.cache
@@ -481,40 +442,22 @@ def _unit_names(unit):
     return tuple(format_unit(2, unit, "long", locale=locale).removeprefix("2 ") for locale in _locales())
 
 
-def _collected(made, split_numbers):
-    alignment, written, numbers, sides = {}, {}, {}, {}
+def _collected(made):
+    alignment, sides = {}, {}
     for part, sentences in made.items():
-        if not split_numbers:
-            sentences = [(english, _joined(german), used) for english, german, used in sentences]
         sides[part] = tuple(
             np.array([" ".join(word.text for word in sentence[side]) for sentence in sentences]) for side in (0, 1)
         )
-        written[part] = tuple([_write(sentence[side], capital=True) for sentence in sentences] for side in (0, 1))
-        alignment[part] = [_links(english, german) for english, german, _ in sentences]
-        numbers[part] = [set(used) for *_, used in sentences]
+        alignment[part] = [_links(english, german) for english, german in sentences]
     description = (
         "English-German sentence pairs about numbers, dates, prices and quantities; numbers spelled by num2words "
         "(LGPL-2.1+), names from the Unicode CLDR (Unicode licence v3) through Babel"
     )
-    return Phrases(**sides, description=description, alignment=alignment, written=written, numbers=numbers)
-
-
-def _joined(words):
-    """Returns the words with those that are written together made one, which keeps all their tags."""
-    joined = []
-    for word in words:
-        if joined and joined[-1].glue == "":
-            before = joined.pop()
-            word = _Word(before.text + word.text, before.tags + word.tags, word.glue)
-        joined.append(word)
-    return joined
+    return Phrases(**sides, description=description, alignment=alignment)
 
 
 def _links(english, german):
     places = {}
     for place, word in enumerate(german):
-        for tag in word.tags:
-            places.setdefault(tag, []).append(place)
-    return [
-        (i, j) for i, word in enumerate(english) for j in sorted({p for tag in word.tags for p in places.get(tag, ())})
-    ]
+        places.setdefault(word.tag, []).append(place)
+    return [(i, j) for i, word in enumerate(english) if word.tag for j in places.get(word.tag, ())]
