@@ -1,18 +1,26 @@
 """Holds back what TensorFlow prints to the terminal while it is imported: two notices on each start, no news in them.
 
-They would stand in red at the top of every notebook. Nothing else is held back: other lines are passed on.
+They would stand in red at the top of every notebook. Nothing else is held back: other lines are passed on at once.
 """
 
 import contextlib
 import os
+import subprocess
 import sys
-import tempfile
 
 _NOTICES = (
-    b"All log messages before absl::InitializeLog() is called",
-    b"oneDNN custom operations are on",
-    b"Could not find cuda drivers",
+    "All log messages before absl::InitializeLog() is called",
+    "oneDNN custom operations are on",
+    "Could not find cuda drivers",
 )
+# A process of its own: what it has read reaches the terminal even if the import takes this process down.
+_FILTER = """
+import sys
+for line in sys.stdin.buffer:
+    if not any(notice.encode() in line for notice in sys.argv[1:]):
+        sys.stderr.buffer.write(line)
+        sys.stderr.buffer.flush()
+"""
 
 
 @contextlib.contextmanager
@@ -26,17 +34,20 @@ def without_tensorflow_notices():
     try:
         sys.stderr.flush()
         terminal = os.dup(2)
-    except (AttributeError, OSError):  # a process without standard error
+        # In a session of its own, so that Ctrl-C does not end it before it has passed on the traceback.
+        lines = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _FILTER, *_NOTICES], stdin=subprocess.PIPE, start_new_session=True
+        )
+    except (AttributeError, OSError, ValueError):  # no standard error, or no interpreter to start
         yield
         return
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)  # the notices come from C++, which knows no sys.stderr
-        try:
-            yield
-        finally:
-            sys.stderr.flush()
-            os.dup2(terminal, 2)
-            os.close(terminal)
-            held.seek(0)
-            lines = [line for line in held if not any(notice in line for notice in _NOTICES)]
-            os.write(2, b"".join(lines))
+    os.dup2(lines.stdin.fileno(), 2)  # the notices come from C++, which knows no sys.stderr
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(terminal, 2)
+        os.close(terminal)
+        lines.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a child of the import may hold the other end open
+            lines.wait(timeout=5)

@@ -137,16 +137,20 @@ def test_saved_and_loaded_model_predicts_the_same(tmp_path, normalization):
     )
 
 
-@pytest.mark.parametrize("normalization", [None, "batch", "layer", "group"])
-def test_dtype_policy_is_respected(normalization):
-    policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("mixed_bfloat16")
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_logits_are_float32_under_a_mixed_policy(policy):
+    usual = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
     try:
-        model = mlp((64,), [32], 10, normalization=normalization, seed=0)
+        model = mlp((64,), [32], 10, normalization="batch", seed=0)
     finally:
-        keras.config.set_dtype_policy(policy)
+        keras.config.set_dtype_policy(usual)
     assert {keras.backend.standardize_dtype(weight.dtype) for weight in model.weights} == {"float32"}
-    assert keras.backend.standardize_dtype(model(X).dtype) == "bfloat16"
+    assert model.get_layer("hidden_1").compute_dtype == policy.removeprefix("mixed_")
+    logits = model(X)
+    assert keras.backend.standardize_dtype(logits.dtype) == "float32"
+    exact = mlp((64,), [32], 10, normalization="batch", seed=0)(X)
+    np.testing.assert_allclose(*(keras.ops.convert_to_numpy(one) for one in (logits, exact)), atol=0.1)
 
 
 def test_learns_the_digits():
@@ -163,31 +167,17 @@ def test_learns_the_digits():
     ("arguments", "error", "named"),
     [
         ({"input_shape": 64}, TypeError, "input_shape"),
-        ({"input_shape": ()}, ValueError, "input_shape"),
-        ({"input_shape": (None, 3)}, TypeError, r"input_shape\[0\]"),
-        ({"input_shape": (8, 0)}, ValueError, r"input_shape\[1\]"),
         ({"units": 64}, TypeError, "units"),
-        ({"units": "64"}, TypeError, "units"),
         ({"units": [64, 0]}, ValueError, r"units\[1\]"),
-        ({"units": [6.4]}, TypeError, r"units\[0\]"),
         ({"units": [12], "normalization": "group"}, ValueError, "units"),
         ({"classes": 0}, ValueError, "classes"),
-        ({"classes": True}, TypeError, "classes"),
         ({"activation": "rellu"}, ValueError, "activation"),
-        ({"activation": 3}, ValueError, "activation"),
         ({"normalization": "weight"}, ValueError, "normalization"),
-        ({"normalization": True}, TypeError, "normalization"),
         ({"initialization": "he"}, ValueError, "initialization"),
-        ({"initialization": None}, ValueError, "initialization"),
-        ({"initialization": 0.1}, ValueError, "initialization"),
         ({"l1": -0.1}, ValueError, "l1"),
         ({"l2": float("inf")}, ValueError, "l2"),
-        ({"l2": "small"}, TypeError, "l2"),
         ({"dropout": 1.0}, ValueError, "dropout"),
-        ({"dropout": -0.1}, ValueError, "dropout"),
-        ({"dropout": float("nan")}, ValueError, "dropout"),
         ({"seed": -1}, ValueError, "seed"),
-        ({"seed": 1.5}, TypeError, "seed"),
     ],
 )
 def test_wrong_arguments_are_named_with_their_rule_and_value(arguments, error, named):

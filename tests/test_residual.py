@@ -314,27 +314,16 @@ def test_fused_normalization_trains_like_the_layer_of_keras():
 @pytest.mark.parametrize(
     ("arguments", "error", "named"),
     [
-        ({"depth": 9}, ValueError, "depth"),
-        ({"depth": 2}, ValueError, "depth"),
         ({"depth": 18}, ValueError, "depth"),
-        ({"depth": "50"}, TypeError, "depth"),
-        ({"depth": 20.0}, TypeError, "depth"),
-        ({"input_shape": 32}, TypeError, "input_shape"),
         ({"input_shape": (32, 32)}, ValueError, "input_shape"),
-        ({"input_shape": (None, None, 3)}, TypeError, r"input_shape\[0\]"),
-        ({"input_shape": (32, 32, 0)}, ValueError, r"input_shape\[2\]"),
         ({"classes": 0}, ValueError, "classes"),
         ({"residual": 1}, TypeError, "residual"),
         ({"shortcut": "zeros"}, ValueError, "shortcut"),
-        ({"shortcut": True}, TypeError, "shortcut"),
         ({"width": 0}, ValueError, "width"),
-        ({"width": 1.5}, TypeError, "width"),
         ({"stem": 5}, ValueError, "stem"),
-        ({"stem": "3"}, TypeError, "stem"),
-        ({"zero_last_gamma": None}, TypeError, "zero_last_gamma"),
         ({"zero_last_gamma": True, "residual": False}, ValueError, "zero_last_gamma"),
+        ({"fused_normalization": 1}, TypeError, "fused_normalization"),
         ({"seed": -1}, ValueError, "seed"),
-        ({"seed": 0.5}, TypeError, "seed"),
     ],
 )
 def test_wrong_arguments_are_named_with_their_rule_and_value(arguments, error, named):

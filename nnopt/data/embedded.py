@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import keras
 import numpy as np
 from sklearn.datasets import load_digits, load_sample_image
 from sklearn.model_selection import train_test_split
@@ -21,7 +22,9 @@ LEAST_CONTRAST = 4.0  # standard deviation of a tile's grey values, of 255, belo
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
-    """Three disjoint parts of one data set, each a pair (x, y) of arrays of equal length.
+    """Three disjoint parts of one data set, each a pair (x, y) of equal length.
+
+    x and y are arrays, or dicts or tuples of arrays, for models of several inputs or outputs.
 
     Args:
         train: What a model is fitted to.
@@ -49,12 +52,20 @@ class Dataset:
     def __post_init__(self):
         for name in ("train", "validation", "test"):
             part = getattr(self, name)
-            if not isinstance(part, (tuple, list)) or len(part) != 2 or len(part[0]) != len(part[1]):
-                raise ValueError(f"`{name}` must be a pair (x, y) of equal length. Received: {name}={part!r}")
+            if not isinstance(part, (tuple, list)) or len(part) != 2 or len(_lengths(part)) != 1:
+                shapes = keras.tree.map_structure(np.shape, part)
+                raise ValueError(f"`{name}` must be a pair (x, y) of equal length. Received: {name} of shape {shapes}")
 
     def __repr__(self):
-        sizes = ", ".join(f"{name}={len(getattr(self, name)[1])}" for name in ("train", "validation", "test"))
+        sizes = ", ".join(f"{name}={min(_lengths(getattr(self, name)))}" for name in ("train", "validation", "test"))
         return f"Dataset({sizes}, classes={self.classes})"
+
+
+def _lengths(part):
+    """Returns the numbers of examples that the arrays of a part hold: a set of one where they fit."""
+    if isinstance(part, (dict, tuple, list)):
+        return set().union(*map(_lengths, part.values() if isinstance(part, dict) else part))
+    return set(np.shape(part)[:1])
 
 
 def digits(seed=0, *, images=False):
@@ -205,7 +216,7 @@ def subsample(dataset, examples, seed):
         members = order[y[order] == label]
         place[members] = (np.arange(len(members)) + 0.5) / len(members)
     kept = np.sort(order[np.argsort(place[order], kind="stable")[:examples]])
-    return dataclasses.replace(dataset, train=(x[kept], y[kept]))
+    return dataclasses.replace(dataset, train=(keras.tree.map_structure(lambda values: values[kept], x), y[kept]))
 
 
 def label_noise(dataset, share, seed):
