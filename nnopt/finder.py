@@ -5,9 +5,7 @@
 
 import contextlib
 import dataclasses
-import functools
-import random
-import sys
+import itertools
 
 import keras
 import numpy as np
@@ -15,8 +13,9 @@ from keras import ops
 from scipy import signal
 from tqdm import tqdm
 
+from nnopt import _keras, _state
 from nnopt.checks import check_boolean, check_choice, check_integer, check_number
-from nnopt.data.ordered import OrderedDataset
+from nnopt.data.ordered import OrderedDataset, short
 
 RULES = ("valley", "steepest", "minimum")
 FLOAT32 = np.finfo("float32")
@@ -35,7 +34,7 @@ def find_learning_rate(
     smoothing=0.9,
     divergence_factor=4.0,
     seed=0,
-    progress=False,
+    progress=True,
 ):
     """Trains with a rate that rises exponentially, records the loss of each batch, and puts everything back.
 
@@ -61,7 +60,8 @@ def find_learning_rate(
 
     Args:
         model: A compiled keras.Model, trained or not; its own `train_step` is used. The logs must have a "loss".
-        x: Inputs: an array, or a tuple, list or dict of arrays with the examples along the first axis. Or batches,
+        x: Inputs: an array, or a tuple, list or dict of arrays with the examples along the first axis; for a model with
+            one input also a tuple (x, y) or (x, y, sample_weight) of arrays. Or batches,
             (x,), (x, y) or (x, y, sample_weight): a keras.utils.PyDataset, a tf.data.Dataset, a torch DataLoader or any
             iterable, begun again when it ends.
         y: Targets, in the same forms as arrays in `x`; None for batches.
@@ -73,7 +73,7 @@ def find_learning_rate(
         smoothing: Weight of the past in the exponential mean, in [0, 1).
         divergence_factor: Rise of the loss at which the run ends, > 1.
         seed: Order of the examples, an integer >= 0. Not used for batches.
-        progress: Whether to show a progress bar.
+        progress: Whether to show a progress bar on a terminal.
 
     Returns:
         A `LearningRateCurve`.
@@ -105,18 +105,15 @@ def find_learning_rate(
     divergence_factor = check_number("divergence_factor", divergence_factor, above=1)
     seed = check_integer("seed", seed, at_least=0)
     check_boolean("progress", progress)
-    batches = _batches(x, y, sample_weight, batch_size, seed)
+    batches = _batches(*_unpacked(model, x, y, sample_weight), batch_size, seed)
 
-    saved = _Saved(model, x)
-    try:
+    with _state.preserved_random_state(), _generator_of(x), _preserved(model) as variables:
         first = next(batches)
         _build(model, first)
-        saved.add_variables()
+        variables.add(_variables(model))
         rates = np.geomspace(lowest, highest, steps)
         with tqdm(total=steps, unit="step", desc="range test", disable=not progress or None) as bar:
-            return _sweep(model, _Chained(first, batches), rates, smoothing, divergence_factor, bar)
-    finally:
-        saved.restore()
+            return _sweep(model, itertools.chain([first], batches), rates, smoothing, divergence_factor, bar)
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -160,7 +157,8 @@ class LearningRateCurve:
             )
         if not (np.all(np.isfinite(rates)) and rates[0] > 0 and np.all(np.diff(rates) >= 0)):
             raise ValueError(
-                f"`learning_rates` must be finite, > 0 and never fall. Received: learning_rates={rates.tolist()}"
+                "`learning_rates` must be finite, > 0 and never fall. "
+                f"Received: learning_rates={np.array2string(rates, precision=4, threshold=6)}"
             )
         self.smoothing = check_number("smoothing", self.smoothing, at_least=0, below=1)
         check_boolean("diverged", self.diverged)
@@ -335,7 +333,7 @@ def _train(model, batch):
 
 
 class _Rate:
-    """The optimizer's rate, settable also where it is a schedule; the optimizer is put back by `_Saved`."""
+    """The optimizer's rate, settable also where it is a schedule; the optimizer is put back by `_preserved`."""
 
     def __init__(self, model, rates):
         self.rates = rates
@@ -345,7 +343,7 @@ class _Rate:
         self.settable = isinstance(self.optimizer.learning_rate, keras.Variable)
         if not self.settable:
             iteration = next(variable for variable in inner.variables if variable.name == "iteration")
-            self.optimizer.learning_rate = _Steps(rates, int(_numpy(iteration)), self.every)
+            self.optimizer.learning_rate = _Steps(rates, int(ops.convert_to_numpy(iteration)), self.every)
             # The compiled step has the other schedule in it. JAX would find that one again, also for a new `jit` of the
             # same method, and ours in a later `fit`: hence another function.
             model.train_function = None
@@ -356,7 +354,7 @@ class _Rate:
         """Sets the rate, if that can be done, and returns the one that the next update will use."""
         if self.settable:
             self.optimizer.learning_rate = self.rates[index]
-        return float(_numpy(self.optimizer.learning_rate))
+        return float(ops.convert_to_numpy(self.optimizer.learning_rate))
 
 
 class _Steps(keras.optimizers.schedules.LearningRateSchedule):
@@ -373,52 +371,35 @@ class _Steps(keras.optimizers.schedules.LearningRateSchedule):
         return {"rates": self.rates, "first": self.first, "every": self.every}
 
 
-class _Saved:
-    """What a sweep changes, as it was. `restore` may be called several times, also half-way through a step."""
+@contextlib.contextmanager
+def _preserved(model):
+    """Puts back all that a sweep changes in a model; gives its variables, to which those made later can be added."""
+    variables = _state.SavedVariables(_variables(model))
+    train_function, stop_training = model.train_function, model.stop_training
+    train_step = vars(model).get("train_step")  # None for the method of the class
+    rate = _keras.learning_rate(_inner(model.optimizer))
 
-    def __init__(self, model, data):
-        self.model = model
-        self.values = {}
-        self.random_states = _random_states(data)
-        self.train_function = model.train_function
-        self.train_step = vars(model).get("train_step")  # None for the method of the class
-        self.stop_training = model.stop_training
-        # The schedule object itself: `optimizer.learning_rate` is only its present value.
-        self.rate = _inner(model.optimizer)._learning_rate
-        self.add_variables()
-
-    def add_variables(self):
-        for variable in _variables(self.model):
-            if id(variable) not in self.values:
-                self.values[id(variable)] = (variable, _numpy(variable))
-
-    def restore(self):
-        try:
-            self._restore()
-        except KeyboardInterrupt:
-            self._restore()
-            raise
-
-    def _restore(self):
-        model = self.model
-        if hasattr(model, "_jax_state_synced"):
-            # A step on JAX that was cut off leaves arrays of the sweep, which Keras would write to the variables later.
-            model._jax_state_synced = True
-        if not isinstance(self.rate, keras.Variable):
-            model.optimizer.learning_rate = self.rate
-        if vars(model).get("train_step") is not self.train_step:
-            if self.train_step is None:
-                del model.train_step
-            else:
-                model.train_step = self.train_step
-        model.train_function = self.train_function
-        model.stop_training = self.stop_training
+    def restore():
+        _keras.drop_unwritten_state(model)
+        if not isinstance(rate, keras.Variable):
+            model.optimizer.learning_rate = rate
+        if train_step is not None:
+            model.train_step = train_step
+        elif "train_step" in vars(model):
+            del model.train_step
+        model.train_function, model.stop_training = train_function, stop_training
         # Variables that metrics made in the sweep.
         model.reset_metrics()
-        for variable, value in self.values.values():
-            variable.assign(value)
-        for put_back in self.random_states:
-            put_back()
+        variables.restore()
+
+    try:
+        yield variables
+    finally:
+        try:
+            restore()
+        except KeyboardInterrupt:  # a second Ctrl-C
+            restore()
+            raise
 
 
 def _variables(model):
@@ -426,44 +407,16 @@ def _variables(model):
     return [*model.variables, *model.metrics_variables, *metrics, *model.optimizer.variables]
 
 
-def _numpy(variable):
-    return np.array(ops.convert_to_numpy(variable))
-
-
-def _random_states(data):
-    """Returns functions, each of which puts a generator of random numbers back to its present state."""
-    states = [
-        functools.partial(random.setstate, random.getstate()),
-        functools.partial(np.random.set_state, np.random.get_state(legacy=False)),
-        _keras_state(),
-    ]
-    if "torch" in sys.modules:
-        torch = sys.modules["torch"]
-        states.append(functools.partial(torch.set_rng_state, torch.get_rng_state()))
-        if torch.cuda.is_initialized():
-            states.append(functools.partial(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
-        if isinstance(getattr(data, "generator", None), torch.Generator):  # of a DataLoader
-            states.append(functools.partial(data.generator.set_state, data.generator.get_state()))
-    if "tensorflow" in sys.modules:
-        generator = sys.modules["tensorflow"].random.get_global_generator()
-        states.append(functools.partial(generator.reset, generator.state.numpy()))
-    return states
-
-
-def _keras_state():
-    # The generator behind keras.random without a seed has no public name.
-    from keras.src.backend.common import global_state
-    from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
-
-    generator = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
-    value = None if generator is None else _numpy(generator.state)
-
-    def put_back():
-        global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, generator)
-        if generator is not None:
-            generator.state.assign(value)
-
-    return put_back
+@contextlib.contextmanager
+def _generator_of(data):
+    """Puts back the random generator that a torch DataLoader was given."""
+    generator = getattr(data, "generator", None)
+    state = generator.get_state() if hasattr(generator, "get_state") else None
+    try:
+        yield
+    finally:
+        if state is not None:
+            generator.set_state(state)
 
 
 def _inner(optimizer):
@@ -503,14 +456,16 @@ def _build(model, batch):
         model.optimizer.build(model.trainable_variables)
 
 
-class _Chained:
-    """The first batch once more, then the others."""
-
-    def __init__(self, first, others):
-        self.first, self.others = [first], others
-
-    def __next__(self):
-        return self.first.pop() if self.first else next(self.others)
+def _unpacked(model, x, y, sample_weight):
+    """Takes (x, y) and (x, y, sample_weight) apart for a model with one input, and says it where `y` is missing."""
+    if y is not None or sample_weight is not None or not _is_arrays(x):
+        return x, y, sample_weight
+    if isinstance(x, tuple) and len(x) in (2, 3) and len(getattr(model, "inputs", None) or ()) == 1:
+        return keras.utils.unpack_x_y_sample_weight(x)
+    own = any(getattr(type(model), name) is not getattr(keras.Model, name) for name in ("train_step", "compute_loss"))
+    if model.loss is not None and not own:
+        raise ValueError(f"`y` must be the targets, since `model` has a loss. Received: x={short(x)}, y=None")
+    return x, y, sample_weight
 
 
 def _batches(x, y, sample_weight, batch_size, seed):
@@ -519,7 +474,7 @@ def _batches(x, y, sample_weight, batch_size, seed):
         if isinstance(x, (str, bytes)) or not (hasattr(x, "__iter__") or isinstance(x, keras.utils.PyDataset)):
             raise TypeError(
                 "`x` must be an array, a tuple, list or dict of arrays, or an iterable of batches. "
-                f"Received: x={x!r} (of type {type(x).__name__})"
+                f"Received: x={short(x)} (of type {type(x).__name__})"
             )
         return map(_tensors, _repeated(x))
     if isinstance(x, keras.utils.PyDataset) or not _is_arrays(x):
@@ -538,12 +493,9 @@ def _is_arrays(x):
 
 def _batches_of_arrays(data):
     complete = max(data.examples // data.batch_size, 1)
-    epoch = 0
-    while True:
-        data.set_epoch(epoch)
-        for index in range(complete):
-            yield keras.tree.map_structure(_as_fit_does, data.batch(index))
-        epoch += 1
+    for epoch in itertools.count():
+        for batch in itertools.islice(data.batches(epoch), complete):
+            yield keras.tree.map_structure(_as_fit_does, batch)
 
 
 def _as_fit_does(array):
@@ -552,26 +504,17 @@ def _as_fit_does(array):
 
 def _repeated(data):
     """Goes through the batches again and again, without the calls by which a PyDataset changes between epochs."""
-    passes = batches = 0
-    while True:
-        iterator = _items(data) if isinstance(data, keras.utils.PyDataset) else iter(data)
+    batches = 0
+    for passes in itertools.count(1):
         before = batches
-        for batch in iterator:
+        for batch in data:
             batches += 1
             yield batch
-        passes += 1
         if batches == before:
-            reason = (
-                "must give at least one batch" if passes == 1 else "is an iterator that ran out before the sweep ended"
+            rule = (
+                "give at least one batch" if passes == 1 else "not be an iterator that runs out before the sweep ends"
             )
-            raise ValueError(f"`x` {reason}. Received: x={data!r}, which gave {batches} batches")
-
-
-def _items(data):
-    index = 0
-    while data.num_batches is None or index < data.num_batches:
-        yield data[index]
-        index += 1
+            raise ValueError(f"`x` must {rule}. Received: x={short(data)}, which gave {batches} batches")
 
 
 def _tensors(batch):

@@ -587,7 +587,7 @@ BAD_DATA = [
     (dict(x="data"), "`x` must be an array"),
     (dict(x=[]), "`x` must give at least one batch"),
     (dict(x=iter([])), "`x` must give at least one batch"),
-    (dict(x=iter([(X, TARGETS)] * 5)), "iterator that ran out before the sweep ended"),
+    (dict(x=iter([(X, TARGETS)] * 5)), "iterator that runs out during the sweep"),
     (dict(x=[(X, TARGETS)], y=TARGETS), "`y` and `sample_weight` must be None"),
     (dict(x=[(X, TARGETS)], sample_weight=TARGETS), "`y` and `sample_weight` must be None"),
     (dict(x=Batches(), y=TARGETS), "`y` and `sample_weight` must be None"),

@@ -23,15 +23,7 @@ def write(directory, state, keep):
         state: A tree of dicts with strings as keys, lists, numbers, strings, None and NumPy arrays.
         keep: Number of checkpoints that stay, the new one included.
     """
-    arrays = []
-    manifest = {"state": _pack(state, arrays)}
-    stream = io.BytesIO()
-    # NumPy's format knows no bfloat16: bytes, with the type in the manifest.
-    manifest["arrays"] = [[array.dtype.name, list(array.shape)] for array in arrays]
-    raw = {str(index): np.frombuffer(array.tobytes(), "uint8") for index, array in enumerate(arrays)}
-    np.savez(stream, manifest=np.frombuffer(json.dumps(manifest, default=_json).encode(), "uint8"), **raw)
-    payload = stream.getvalue()
-
+    payload = _payload(state)
     directory.mkdir(parents=True, exist_ok=True)
     checkpoints = _checkpoints(directory)
     number = _number(checkpoints[-1]) + 1 if checkpoints else 1
@@ -46,6 +38,22 @@ def write(directory, state, keep):
     _flush_directory(directory)
     for old in [*checkpoints[: len(checkpoints) + 1 - keep], *directory.glob("checkpoint-*.tmp")]:
         old.unlink()
+
+
+def check(state):
+    """Raises TypeError where a state holds something that a checkpoint cannot."""
+    json.dumps(_pack(state, []), default=_json)
+
+
+def _payload(state):
+    arrays = []
+    manifest = {"state": _pack(state, arrays)}
+    # NumPy's format knows no bfloat16: bytes, with the type in the manifest.
+    manifest["arrays"] = [[array.dtype.name, list(array.shape)] for array in arrays]
+    raw = {str(index): np.frombuffer(array.tobytes(), "uint8") for index, array in enumerate(arrays)}
+    stream = io.BytesIO()
+    np.savez(stream, manifest=np.frombuffer(json.dumps(manifest, default=_json).encode(), "uint8"), **raw)
+    return stream.getvalue()
 
 
 def _flush_directory(directory):
@@ -100,10 +108,13 @@ def _read(path):
 
 def _pack(value, arrays):
     """A tree of plain values, with its arrays taken out and numbered."""
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray) and value.dtype != object:
         arrays.append(value)
         return {"array": len(arrays) - 1}
     if isinstance(value, dict):
+        for key in value:
+            if not isinstance(key, str):  # JSON would make a string of it
+                raise _not_storable(key)
         return {"dict": {key: _pack(item, arrays) for key, item in value.items()}}
     if isinstance(value, (list, tuple)):
         return [_pack(item, arrays) for item in value]
@@ -123,7 +134,11 @@ def _unpack(value, arrays):
 def _json(value):
     if isinstance(value, np.generic):
         return value.item()
-    raise TypeError(
-        "The state of a callback must be made of numbers, strings, None, lists, dicts with strings as keys, and "
-        f"NumPy arrays. Received: {value!r} (of type {type(value).__name__})"
+    raise _not_storable(value)
+
+
+def _not_storable(value):
+    return TypeError(
+        "The state of a callback must be made of numbers, strings, None, lists, dicts with strings as keys, and NumPy "
+        f"arrays. Received: {repr(value)[:200]} (of type {type(value).__name__})"
     )

@@ -2,10 +2,12 @@
 
 from nnopt.data.embedded import Dataset, digits, label_noise, photos, subsample
 from nnopt.data.number_phrases import Phrases, phrases
-from nnopt.data.ordered import OrderedDataset, epoch_order
+from nnopt.data.ordered import EpochData, EpochPipeline, OrderedDataset, epoch_order
 
 __all__ = [
     "Dataset",
+    "EpochData",
+    "EpochPipeline",
     "OrderedDataset",
     "Phrases",
     "digits",

@@ -1,16 +1,34 @@
-"""Data whose order is a pure function of a seed and the number of the epoch.
+"""Data whose order is a pure function of the number of the epoch.
 
 `fit`'s own shuffling starts anew after a restart, so a resumed run would see other batches than one that was never
-interrupted. Here the order of epoch 7 is the same whoever asks for it, and whenever.
+interrupted. Here the batches of epoch 7 are the same whoever asks for them, and whenever: nothing counts epochs, and a
+model that trains leaves no trace in the data. `nnopt.callbacks.Resume` takes whatever keeps the protocol `EpochData`:
+`OrderedDataset` for arrays in memory, `EpochPipeline` for a pipeline of tf.data (TFDS) or Grain.
 """
 
 import hashlib
-import warnings
+import itertools
+import typing
 
 import keras
 import numpy as np
 
+from nnopt import _keras
 from nnopt.checks import check_boolean, check_integer
+
+
+@typing.runtime_checkable
+class EpochData(typing.Protocol):
+    """What `Resume` asks of data; `fit` asks, besides, that they be a `keras.utils.PyDataset`."""
+
+    def __len__(self):
+        """Returns the number of batches of an epoch."""
+
+    def batches(self, epoch, start=0):
+        """Returns an iterable of the batches of an epoch from batch `start` on, the same ones at every call."""
+
+    def fingerprint(self):
+        """Returns what tells these data and their order from others, made of numbers, strings, lists and dicts."""
 
 
 def epoch_order(examples, seed, epoch):
@@ -30,12 +48,14 @@ def epoch_order(examples, seed, epoch):
 
 
 class OrderedDataset(keras.utils.PyDataset):
-    """Cuts batches out of arrays in memory, in the order `epoch_order(examples, seed, epoch)`.
+    """Cuts batches out of arrays in memory: in training by `epoch_order(examples, seed, epoch)`, otherwise as they are.
 
-    Keras does not tell a data set which epoch it is in, so a callback does: pass `data` to `nnopt.callbacks.Resume`,
-    or, without Resume, the callback `data.follow()` to `fit`. Epochs go on counting in a second `fit`, unless its
-    `initial_epoch` says otherwise. Always call `fit(..., shuffle=False)`: with its default, `shuffle=True`, Keras draws
-    the batches of a PyDataset in an order of its own; that is noticed and raises RuntimeError.
+        data = OrderedDataset(x, y, batch_size=32, seed=0)
+        model.fit(data, epochs=20, callbacks=[Resume("runs/first", data)])
+        model.predict(data)     # a row for each example, in the order of x
+
+    Training goes through `nnopt.callbacks.Resume`, which knows the epoch. `fit` alone would shuffle whole batches only,
+    and in another way after a restart: it raises RuntimeError.
 
     Args:
         x: Inputs: an array, or a tuple, list or dict of arrays, all with the same length along the first axis.
@@ -53,21 +73,19 @@ class OrderedDataset(keras.utils.PyDataset):
     >>> data = OrderedDataset(np.arange(5), np.arange(5) * 10, batch_size=2, seed=0)
     >>> len(data)
     3
-    >>> data.set_epoch(3)
-    >>> x, y = data[0]
+    >>> x, y = next(data.batches(epoch=3))
     >>> x.tolist() == epoch_order(5, seed=0, epoch=3)[:2].tolist(), y.tolist() == (10 * x).tolist()
     (True, True)
+    >>> data[0][0].tolist()
+    [0, 1]
     """
 
     def __init__(self, x, y=None, sample_weight=None, batch_size=32, seed=0, shuffle=True):
         super().__init__()
         if sample_weight is not None and y is None:
-            raise ValueError(f"`sample_weight` needs `y`. Received: sample_weight={sample_weight!r}, y=None")
-        parts = [_arrays("x", x)]
-        parts += [
-            _arrays(name, part) for name, part in [("y", y), ("sample_weight", sample_weight)] if part is not None
-        ]
-        self._parts = tuple(parts)
+            raise ValueError(f"`sample_weight` needs `y`. Received: sample_weight={short(sample_weight)}, y=None")
+        given = {"x": x, "y": y, "sample_weight": sample_weight}
+        self._parts = tuple(_arrays(name, part) for name, part in given.items() if part is not None or name == "x")
         lengths = {len(array) for array in keras.tree.flatten(self._parts)}
         if len(lengths) != 1 or 0 in lengths:
             raise ValueError(
@@ -78,131 +96,169 @@ class OrderedDataset(keras.utils.PyDataset):
         self.batch_size = check_integer("batch_size", batch_size, at_least=1)
         self.seed = check_integer("seed", seed, at_least=0)
         self.shuffle = check_boolean("shuffle", shuffle)
-        # The epoch that a new `fit` begins with, and whether anybody has read the present one.
-        self.next_epoch = 0
-        self._told = self._warned = self._iterating = self.read = False
-        self._requests = self._untold = 0
-        self._turn_to(0)
-
-    def set_epoch(self, epoch):
-        """Turns to an epoch: an integer >= 0."""
-        self._turn_to(check_integer("epoch", epoch, at_least=0))
-        self._told = True
-        self._untold = 0
-        self.read = False
-        self.next_epoch = epoch + 1
-
-    def follow(self):
-        """Returns a callback for `fit` that tells this data set the epoch; `Resume(directory, data)` does so itself."""
-        return FollowEpoch(self)
 
     def __len__(self):
         return -(-self.examples // self.batch_size)
 
     def __getitem__(self, index):
+        """Returns batch `index` in the order of the arrays, as `evaluate` and `predict` read them."""
         if not 0 <= index < len(self):
             raise IndexError(f"`index` must be an integer >= 0 and < {len(self)}. Received: index={index}")
-        self._check_sequence(index)
-        return self.batch(index)
+        return self._cut(slice(index * self.batch_size, (index + 1) * self.batch_size))
 
-    def batch(self, index):
-        """Returns batch `index` of the present epoch, in whatever order batches are asked for."""
-        start = index * self.batch_size
-        chosen = self.order[start : start + self.batch_size]
-        return keras.tree.map_structure(lambda array: array[chosen], self._parts)
+    def batches(self, epoch, start=0):
+        """Yields the batches of an epoch in its order, from batch `start` on.
 
-    def on_epoch_begin(self):
-        """Called by Keras at the beginning of a pass over the data."""
-        self._requests = 0
-        self._iterating = self.read = True
-        if self._told or not self.shuffle or self._warned:
-            return
-        # JAX and torch read one batch before the first epoch, to build the model.
-        self._untold += 1
-        if self._untold > 1:
-            self._warned = True
-            warnings.warn(
-                "OrderedDataset does not know which epoch this is and repeats the order of epoch "
-                f"{self.epoch}. Pass callbacks=[data.follow()] to `fit`, or Resume(directory, data); for "
-                "evaluation use shuffle=False.",
-                stacklevel=2,
-            )
-
-    def on_epoch_end(self):
-        """Called by Keras at the end of a pass over the data."""
-        self._iterating = self._told = False
+        Args:
+            epoch: Number of the epoch, an integer >= 0.
+            start: Number of the first batch, an integer >= 0.
+        """
+        epoch = check_integer("epoch", epoch, at_least=0)
+        start = check_integer("start", start, at_least=0)
+        order = epoch_order(self.examples, self.seed, epoch) if self.shuffle else np.arange(self.examples)
+        for first in range(start * self.batch_size, self.examples, self.batch_size):
+            yield self._cut(order[first : first + self.batch_size])
 
     def fingerprint(self):
         """Returns what identifies the data and their order: sizes, seed, and a checksum of 64 rows of each array."""
-        digest = hashlib.sha256()
         rows = np.linspace(0, self.examples - 1, num=min(64, self.examples)).astype("int64")
-        for array in keras.tree.flatten(self._parts):
-            digest.update(f"{array.dtype.str}{array.shape}".encode())
-            digest.update(np.ascontiguousarray(array[rows]).tobytes())
         return {
             "examples": self.examples,
             "batch_size": self.batch_size,
             "seed": self.seed,
             "shuffle": self.shuffle,
-            "checksum": digest.hexdigest(),
+            "checksum": _checksum(self._cut(rows), [array.shape for array in keras.tree.flatten(self._parts)]),
         }
 
-    def _turn_to(self, epoch):
-        self.epoch = epoch
-        self.order = epoch_order(self.examples, self.seed, epoch) if self.shuffle else np.arange(self.examples)
+    def on_epoch_begin(self):
+        """Called by Keras at the beginning of a pass over the data, unless Resume reads them in its place."""
+        _refuse_plain_fit(self)
 
-    def _check_sequence(self, index):
-        # Two requests tell: a shuffled pass starts with 0, 1 in one epoch of n (n - 1).
-        if self._iterating and self._requests < 2:
-            if index != self._requests:
-                raise RuntimeError(
-                    "The batches of an OrderedDataset were asked for out of their order: call "
-                    "`fit(data, shuffle=False)`, since fit's default, shuffle=True, shuffles the batches "
-                    f"of a PyDataset. Received: index={index} as request {self._requests} of the epoch"
-                )
-            self._requests += 1
+    def _cut(self, rows):
+        return keras.tree.map_structure(lambda array: array[rows], self._parts)
 
 
-class FollowEpoch(keras.callbacks.Callback):
-    """Tells an OrderedDataset the epoch: Keras' own number, shifted in a second `fit` so that epochs go on counting.
+class EpochPipeline(keras.utils.PyDataset):
+    """Gives `Resume` a pipeline: of tf.data, such as TFDS makes, of Grain, or any function of the epoch.
+
+        def make(epoch):
+            images = tfds.load("cifar10", split="train", as_supervised=True)
+            return images.shuffle(10_000, seed=epoch).batch(64)
+
+        data = EpochPipeline(make, steps_per_epoch=782, fingerprint="cifar10 3.0.2, batches of 64")
+        model.fit(data, epochs=20, callbacks=[Resume("runs/cifar10", data, save_freq=100)])
 
     Args:
-        data: The OrderedDataset that `fit` is given.
+        make: Function of the number of the epoch (an integer >= 0) that returns an iterable of batches, (x,), (x, y) or
+            (x, y, sample_weight), always the same ones: its shuffling and its augmentation are seeded by the epoch. To
+            take up an epoch at its batch k, the k batches before are made and dropped.
+        steps_per_epoch: Batches of an epoch, an integer >= 1. What `make` gives beyond is left out; less raises.
+        fingerprint: What tells these data and their order from others: a string, a number, or lists and dicts of them.
+            A checksum of the first batch is added.
 
     Raises:
-        TypeError: `data` is no OrderedDataset.
-        ValueError: At the beginning of `fit`: its `steps_per_epoch` cuts epochs short.
-        RuntimeError: At the end of an epoch: `fit` was given other data.
+        TypeError, ValueError: An argument is of the wrong type or out of its range; in `fit`, `make(0)` begins with two
+            different batches when it is called twice, or an epoch has too few batches.
+
+    `evaluate` and `predict` read epoch 0. The batches come to Keras as NumPy arrays.
+
+    Example:
+
+    >>> def make(epoch):
+    ...     for batch in np.random.default_rng([7, epoch]).permutation(6).reshape(3, 2):
+    ...         yield batch, 10 * batch
+    >>> data = EpochPipeline(make, steps_per_epoch=3, fingerprint="six numbers")
+    >>> [y.tolist() for x, y in data.batches(2, start=1)] == [y.tolist() for x, y in data.batches(2)][1:]
+    True
+    """
+
+    def __init__(self, make, steps_per_epoch, fingerprint):
+        super().__init__()
+        if not callable(make):
+            raise TypeError(f"`make` must be a function of the epoch. Received: make={short(make)}")
+        self._make = make
+        self._steps = check_integer("steps_per_epoch", steps_per_epoch, at_least=1)
+        self._fingerprint = fingerprint
+        self._outside = EpochReader(self)
+
+    def __len__(self):
+        return self._steps
+
+    def __getitem__(self, index):
+        return self._outside[index]
+
+    def batches(self, epoch, start=0):
+        """Yields the batches of an epoch in its order, from batch `start` on, as tuples of NumPy arrays."""
+        number = start
+        for batch in itertools.islice(self._make(epoch), start, self._steps):
+            yield keras.tree.map_structure(np.asarray, tuple(batch) if isinstance(batch, list) else batch)
+            number += 1
+        if number < self._steps:
+            raise ValueError(
+                f"`make({epoch})` must give steps_per_epoch={self._steps} batches. Received: {number} batches"
+            )
+
+    def fingerprint(self):
+        """Returns the fingerprint given, and a checksum of the first batch, which is made twice to compare."""
+        first, again = (_checksum(next(iter(self.batches(0)))) for _ in range(2))
+        if first != again:
+            raise ValueError(
+                "`make` must return the same batches whenever it is called for the same epoch: seed its shuffling "
+                "and its augmentation by the epoch. Received: two calls of make(0) whose first batches differ"
+            )
+        return {"fingerprint": self._fingerprint, "steps_per_epoch": self._steps, "checksum": first}
+
+    def on_epoch_begin(self):
+        """Called by Keras at the beginning of a pass over the data, unless Resume reads them in its place."""
+        _refuse_plain_fit(self)
+
+
+class EpochReader(keras.utils.PyDataset):
+    """Shows Keras one epoch of EpochData after another: what Resume puts in the place of the data given to `fit`.
+
+    Keras can begin an epoch only at its first batch: those before `start`, which are not trained, are stood in for by
+    batch `start`.
+
+    Args:
+        data: EpochData.
+
+    Example:
+
+    >>> reader = EpochReader(OrderedDataset(np.arange(6), batch_size=2, shuffle=False))
+    >>> reader.turn_to(epoch=3, start=1)
+    >>> [reader[index][0].tolist() for index in range(3)]
+    [[2, 3], [2, 3], [4, 5]]
     """
 
     def __init__(self, data):
         super().__init__()
-        if not isinstance(data, OrderedDataset):
-            raise TypeError(
-                f"`data` must be an OrderedDataset. Received: data={data!r} (of type {type(data).__name__})"
-            )
-        self.data = data
-        self.shift = None
+        self._data = data
+        self.turn_to(0)
 
-    def on_train_begin(self, logs=None):
-        self.shift = None
-        steps = (self.params or {}).get("steps")
-        if steps != len(self.data):
-            raise ValueError(
-                f"`steps_per_epoch` must be None or {len(self.data)}, the number of batches: shorter epochs "
-                f"would mix the orders of two of them. Received: steps_per_epoch={steps}"
-            )
+    def turn_to(self, epoch, start=0):
+        """Begins with batch `start` of an epoch."""
+        self._epoch, self._start = epoch, start
+        self._iterator = self._batch = self._number = None
 
-    def on_epoch_begin(self, epoch, logs=None):
-        if self.shift is None:
-            self.shift = self.data.next_epoch if epoch == 0 else 0
-        self.data.set_epoch(epoch + self.shift)
+    def __len__(self):
+        return len(self._data)
 
-    def on_epoch_end(self, epoch, logs=None):
-        if not self.data.read:
-            raise RuntimeError(
-                "`fit` did not read the OrderedDataset that its callback follows: pass the same object to both."
-            )
+    def __getitem__(self, index):
+        index = max(index, self._start)
+        if index != self._number:
+            if self._number is None or index != self._number + 1:
+                self._iterator = iter(self._data.batches(self._epoch, index))
+            self._batch = next(self._iterator)
+            self._number = index
+        return self._batch
+
+
+def _refuse_plain_fit(data):
+    if _keras.trains():
+        raise RuntimeError(
+            f"Only a Resume that is given the same data knows their order in each epoch: "
+            f"`fit(data, callbacks=[Resume(directory, data)])`. Received: data={short(data)} without it"
+        )
 
 
 def _arrays(name, value):
@@ -213,6 +269,22 @@ def _arrays(name, value):
         if array.ndim == 0 or array.dtype == object:
             raise TypeError(
                 f"`{name}` must be an array, or a tuple, list or dict of arrays, with a row for each example. "
-                f"Received: {name}={value!r} (of type {type(value).__name__})"
+                f"Received: {name}={short(value)} (of type {type(value).__name__})"
             )
     return structure
+
+
+def _checksum(arrays, *others):
+    digest = hashlib.sha256(repr(others).encode())
+    for array in keras.tree.flatten(arrays):
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def short(value):
+    """A value in an error message: an array by its shape."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"<{type(value).__name__} of shape {tuple(value.shape)}, {value.dtype}>"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

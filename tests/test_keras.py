@@ -1,0 +1,109 @@
+"""Each private name of Keras that the package leans on still does what it is used for."""
+
+import keras
+import numpy as np
+import pytest
+
+from nnopt import _keras
+
+X = np.ones((4, 1), "float32")
+
+
+def model(optimizer="sgd"):
+    network = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    network.compile(optimizer, loss="mse")
+    return network
+
+
+def test_the_adapter_of_fit_is_found_and_tells_training_from_evaluation():
+    class Data(keras.utils.PyDataset):
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            return X, X
+
+        def on_epoch_begin(self):
+            seen.append((_keras.trains(), _keras.data_adapter().py_dataset is self))
+
+    seen, network = [], model()
+    assert _keras.data_adapter() is None
+    assert not _keras.trains()
+    network.fit(Data(), epochs=2, verbose=0, validation_data=Data(), validation_freq=2)
+    trained = [trains for trains, _ in seen]
+    # JAX and torch read a batch before, to build the model.
+    assert trained[-3:] == [True, True, False]
+    assert not any(trained[:-3])
+    assert all(own for _, own in seen)
+
+
+def test_an_adapter_reads_what_is_put_in_the_place_of_its_data_and_does_not_shuffle_it():
+    class Data(keras.utils.PyDataset):
+        def __init__(self, log):
+            super().__init__()
+            self.log = log
+
+        def __len__(self):
+            return 50
+
+        def __getitem__(self, index):
+            self.log.append(index)
+            return X, X
+
+    class Swap(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            adapter = _keras.data_adapter()
+            adapter.py_dataset, adapter.shuffle = Data(read), False
+
+    read = []
+    model().fit(Data([]), epochs=2, verbose=0, callbacks=[Swap()])
+    assert read == [*range(50)] * 2
+
+
+def test_fit_begins_at_the_epoch_that_a_callback_sets():
+    class Later(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            _keras.begin_at_epoch(self.model, 3)
+
+    network = model()
+    assert network.fit(X, X, epochs=5, verbose=0, callbacks=[Later()]).epoch == [3, 4]
+    _keras.begin_at_epoch(network, None)
+    assert network.fit(X, X, epochs=1, verbose=0).epoch == [0]
+
+
+def test_the_schedule_inside_an_optimizer_is_found():
+    schedule = keras.optimizers.schedules.CosineDecay(0.1, 10)
+    assert _keras.learning_rate(keras.optimizers.SGD(schedule)) is schedule
+    assert isinstance(_keras.learning_rate(keras.optimizers.SGD(0.1)), keras.Variable)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="only JAX holds back what a step has computed")
+@pytest.mark.parametrize("dropped", [True, False])
+def test_what_jax_holds_back_of_a_step_that_was_cut_off_can_be_dropped(dropped):
+    network = model()
+    network.train_on_batch(X, X)
+
+    def fails(*arguments):
+        raise KeyboardInterrupt
+
+    network.train_function = fails
+    with pytest.raises(KeyboardInterrupt):
+        network.train_on_batch(X, X)
+    network.trainable_variables[0].assign([[7.0]])
+    if dropped:
+        _keras.drop_unwritten_state(network)
+    network.jax_state_sync()
+    assert (float(network.trainable_variables[0].numpy()[0, 0]) == 7.0) == dropped
+
+
+def test_the_generator_behind_keras_random_can_be_taken_away_and_put_back():
+    keras.utils.set_random_seed(1)
+    assert _keras.global_seed_generator() is None
+    made = _keras.made_global_seed_generator()
+    assert _keras.global_seed_generator() is made
+    before = made.state.numpy().tolist()
+    keras.random.uniform(())
+    assert made.state.numpy().tolist() != before
+    _keras.set_global_seed_generator(None)
+    keras.random.uniform(())
+    assert _keras.global_seed_generator() is not made
