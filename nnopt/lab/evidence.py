@@ -95,7 +95,6 @@ class Verdict:
         seeds: Pairs in a block.
         failed: Shares of failed runs, (treatment, control).
         halves: The words of the two halves of the grid, where they were tried.
-        needed: Blocks that would decide at the measured effect; 0 where it is decided.
         marks: What a reader must know beside the word.
         note: Why a row is not testable; how an identity was measured.
         chapter, plan, digest, scope: Where the row comes from: `Plan` fills them in.
@@ -113,7 +112,6 @@ class Verdict:
     seeds: int = 0
     failed: tuple = (0.0, 0.0)
     halves: tuple = ()
-    needed: int = 0
     marks: tuple = ()
     note: str = ""
     chapter: str = ""
@@ -121,6 +119,17 @@ class Verdict:
     digest: str = ""
     scope: str = ""
     book: str | None = None
+
+    @property
+    def needed(self):
+        """Blocks whose interval would not contain the margin if effect and spread stay; 0 where the word is another."""
+        if self.word != "inconclusive" or self.claim.direction == "within" or max(self.failed) >= RARE:
+            return 0
+        blocks = np.arange(2, 10_001)
+        spread = np.std(self.values, ddof=1)
+        half = stats.t.ppf((1 + LEVEL) / 2, blocks - 1) * spread / np.sqrt(blocks)
+        decided = half < abs(self.effect - self.claim.margin)
+        return int(blocks[np.argmax(decided)]) if decided.any() else 10_000
 
     def summary(self):
         """Returns the line without its numbers: "LR-1: supported"."""
@@ -378,13 +387,8 @@ def _decide_by_mean(verdict, values, resplit, level):
             marks.append("too small to matter")
         if corrected and _word(claim, *corrected) != word:
             marks.append("this data set")
-    needed = (
-        _needed(mean - claim.margin, spread, level) if word == "inconclusive" and claim.direction != "within" else 0
-    )
     p = _p_value(claim, values)
-    return dataclasses.replace(
-        verdict, word=word, low=low, high=high, corrected=corrected, p=p, marks=tuple(marks), needed=needed
-    )
+    return dataclasses.replace(verdict, word=word, low=low, high=high, corrected=corrected, p=p, marks=tuple(marks))
 
 
 def _word(claim, low, high):
@@ -404,14 +408,6 @@ def _p_value(claim, values):
         return float(stats.ttest_1samp(values, claim.margin).pvalue)
     sides = ((-claim.margin, "greater"), (claim.margin, "less"))  # two one-sided tests
     return float(max(stats.ttest_1samp(values, border, alternative=side).pvalue for border, side in sides))
-
-
-def _needed(distance, spread, level, most=10_000):
-    """Returns the number of blocks whose interval would not contain the margin, if effect and spread stay."""
-    blocks = np.arange(2, most + 1)
-    half = stats.t.ppf((1 + level) / 2, blocks - 1) * spread / np.sqrt(blocks)
-    decided = half < abs(distance)
-    return int(blocks[np.argmax(decided)]) if decided.any() else most
 
 
 def _decide_by_failures(verdict, treatment, control, level):
@@ -436,7 +432,9 @@ def _decide_by_shares(claim, treatment, control, level):
     low, high = _share_interval(treatment.ravel(), control.ravel(), level)
     values = (treatment - control).mean(axis=1)
     word, effect = _word(claim, low, high), float(values.mean())
-    return Verdict(claim, word, effect, low, high, values=tuple(values.tolist()), seeds=treatment.shape[1])
+    return Verdict(
+        claim, word, effect, float(low), float(high), values=tuple(values.tolist()), seeds=treatment.shape[1]
+    )
 
 
 def _share_interval(treatment, control, level):

@@ -14,6 +14,7 @@ VERDICTS = (
 )  # fmt: skip
 PAIRS = ("chapter", "claim", "block", "seed", "treatment", "control")
 COLUMNS = ("id", "section", "statement", "notebook", "word", "p", "marks", "rows", "scope")
+LAST_WRITTEN = "10"  # number of the last chapter that stands
 LEVEL = 0.01  # of Holm's procedure across the statements
 
 
@@ -109,7 +110,8 @@ def statements(rows, second=(), digests=None):
 
     All supported (or exact): "holds". All refuted: "fails". Both, or one that depends on the grid: "depends". Supported
     beside undecided: "holds in part"; refuted beside undecided: "fails in part". All negligible: "makes no difference
-    here". Else "open". Without a primary row it reads "being re-decided".
+    here". Else "open". Without a primary row it reads "being re-decided", or "not measured yet" where the chapter is
+    not written.
 
     Args:
         rows: Rows of verdicts.csv.
@@ -146,7 +148,8 @@ def statements(rows, second=(), digests=None):
         p = max((float(row["p"]) for row in votes if row["p"] not in ("", "nan")), default=None)
         names = ", ".join(f"{row['claim']} {row['word']}" for row in votes)
         scope = "; ".join(dict.fromkeys(f"{row['scope']}, {row['blocks']} blocks" for row in votes))
-        word = _word_of([row["word"] for row in votes]) if votes else "open" if marks else "being re-decided"
+        undecided = "open" if marks else "being re-decided" if notebook <= LAST_WRITTEN else "not measured yet"
+        word = _word_of([row["word"] for row in votes]) if votes else undecided
         lines.append(dict(zip(COLUMNS, (identity, section, text, notebook, word, p, marks, names, scope))))
     _mark_by_holm([line for line in lines if line["p"] is not None])
     for line in lines:
