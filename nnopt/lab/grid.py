@@ -1,147 +1,168 @@
-"""Many training runs at once: every setting of a grid, over several seeds, as one stacked computation.
-
-On a laptop, the time of a small network goes into calling it, not into arithmetic. So `sweep` stacks the weights of
-all runs on a first axis and trains them in one compiled loop: 64 networks cost about as much as two `fit`s of one.
-"""
+"""Every setting of a grid with several seeds: the runs, where they are trained, and their learning curves as arrays."""
 
 import contextlib
-import inspect
+import functools
 import itertools
 import math
-import random
-import warnings
-from dataclasses import dataclass, field
+import re
+import sys
+import threading
 
 import keras
 import numpy as np
-from keras import ops
 from tqdm import tqdm
 
-from nnopt.checks import check_boolean, check_choice, check_integer
-from nnopt.data.ordered import epoch_order
+from nnopt import _state
+from nnopt.checks import check_choice, check_integer
 
-# The numbers of each optimizer that may differ from run to run in one stack. An optimizer stands here if its update
-# works entry by entry: applied to stacked weights it is then as many independent optimizers as there are runs.
-_ELEMENTWISE = {
-    "SGD": {"learning_rate", "momentum", "weight_decay"},
-    "RMSprop": {"learning_rate", "rho", "momentum", "epsilon", "weight_decay"},
-    "Adam": {"learning_rate", "beta_1", "beta_2", "epsilon", "weight_decay"},
-    "AdamW": {"learning_rate", "beta_1", "beta_2", "epsilon", "weight_decay"},
-    "Nadam": {"learning_rate", "epsilon", "weight_decay"},
-    "Adamax": {"learning_rate", "beta_1", "beta_2", "epsilon", "weight_decay"},
-    "Adagrad": {"learning_rate", "epsilon", "weight_decay"},
-    "Adadelta": {"learning_rate", "rho", "epsilon", "weight_decay"},
-    "Lion": {"learning_rate", "beta_1", "beta_2", "weight_decay"},
-    "Ftrl": {"learning_rate", "weight_decay"},
-}
-_MIXING = {
-    "Muon": "orthogonalizes each weight matrix",
-    "Lamb": "scales each update by the norm of its weights",
-    "Adafactor": "factors the second moment over rows and columns",
-    "ScheduleFreeAdamW": "keeps one scalar state for all weights and other weights for evaluation than for training",
-    "LossScaleOptimizer": "keeps one loss scale for all weights",
-}
-_WORTH_FUSING = 1e8  # updates of single weights: XLA spares 5 ns at each (AdamW), and takes 0.4 s to compile
-_PREFIXES = {"train": "train_", "validation": "val_", "test": "test_"}
-_WHOLE_GRADIENT = ("clipnorm", "global_clipnorm", "use_ema", "gradient_accumulation_steps", "loss_scale_factor")
+_HELD_OUT = ("train_", "val_", "test_")
+_SMALLER_IS_BETTER = {
+    "loss", "error", "errors", "crossentropy", "entropy", "nats", "perplexity", "divergence", "hinge", "poisson",
+    "mse", "mae", "rmse", "mape", "msle",
+}  # fmt: skip
+_LARGER_IS_BETTER = {
+    "acc", "accuracy", "auc", "precision", "recall", "f1", "fbeta", "iou", "dice", "r2", "bleu", "sensitivity",
+    "specificity",
+}  # fmt: skip
+_one_at_a_time = threading.RLock()  # the random states that a run seeds are the whole process's
 
 
-def sweep(
-    build,
-    data,
-    optimizer,
-    grid=None,
-    seeds=range(5),
-    epochs=10,
-    batch_size=32,
-    *,
-    loss=None,
-    metrics=("accuracy",),
-    evaluate_on=("validation",),
-    evaluate_every=1,
-    stacked=True,
-    runs_at_once=128,
-    progress=True,
-):
-    """Trains every setting of a grid with every seed and returns all learning curves as arrays.
+def run_grid(train, grid=None, seeds=range(5), *, processes=1, progress=True):
+    """Calls your own training function for every setting of a grid and every seed, and returns all learning curves.
 
-    Settings that differ only in numbers of the optimizer (rate, momentum, weight decay, the parameters of a schedule)
-    and in the seed are trained together, with their weights stacked on a first axis in one compiled loop. Settings
-    that change the network are trained group by group. A network that cannot be stacked (one with its own
-    `train_step`, say) and every network on the torch backend is trained run after run, with the same type of result.
-
-    A run is what a plain loop gives: `keras.utils.set_random_seed(seed)`, `build(...)`, then for each epoch `fit` of
-    the examples in the order `nnopt.data.epoch_order(examples, seed, epoch)`, not shuffled again. So runs of equal
-    seed have equal initial weights and equal batches whatever their setting: they are pairs.
-    Python's, NumPy's and Keras' global random states are the same after the call as before it.
+    For whatever `sweep` cannot stack: a training step of your own, two networks against each other, sequences.
+    Every call begins with `keras.utils.set_random_seed(seed)`; afterwards the random states of Python, NumPy and Keras
+    are what they were before.
 
     Args:
-        build: Function that returns a new, uncompiled `keras.Model`; called with the entries of a setting that the
-            optimizer does not take and, if it has an argument `seed`, with the seed.
-        data: Object with `.train`, `.validation`, `.test`, each a pair (x, y) of arrays of shape (examples, ...), or
-            None where there is none; x may be a tuple or dict of arrays. Or a function of the seed that returns such
-            an object: every run then has data of its own.
-        optimizer: Optimizer class such as `keras.optimizers.Adam`, or a function (a `functools.partial`, say) that
-            returns an optimizer; it is called with the entries of a setting that it takes.
-        grid: Dict of argument name -> list of values, of which every combination is a setting; or a list of such dicts,
-            whose combinations are joined. A dict label -> value instead of a list gives values a name
-            (`{"learning_rate": {"step": StepDecay(...), "constant": 0.1}}`), which is then what `.runs` tells.
-        seeds: Distinct integers >= 0.
-        epochs: Number of passes over the training data, integer >= 1.
-        batch_size: Examples of a batch, integer >= 1.
-        loss: Loss name, function or `keras.losses.Loss`; default: sparse categorical cross-entropy of logits, in nats.
-        metrics: Names of Keras' metric functions, or functions (y_true, y_pred) -> one value for each example.
-        evaluate_on: Parts of the data, "train", "validation" and "test", to evaluate after each epoch, as far as they
-            are there; their metrics are called "train_...", "val_..." and "test_...". Unlike "loss", which is a mean
-            over the batches while the weights change, "train_loss" is that of the weights at the epoch's end.
-        evaluate_every: Epochs from one such evaluation to the next, integer >= 1; the last epoch is always evaluated.
-            Those curves are NaN in between.
-        stacked: False trains run after run with Keras' own `fit`: for optimizers that cannot be stacked.
-        runs_at_once: Largest number of runs in one stack; bounds the memory.
-        progress: Whether to show a progress bar of runs x epochs (`TQDM_DISABLE=1` hides it, too).
+        train: Function (setting, seed) -> dict of metric name -> learning curve, a list or an array (epochs,) of
+            numbers: the same names and the same number of epochs in every run. `setting` is a dict with one value
+            for each argument of the grid.
+        grid, seeds, progress: As in `sweep`; the bar counts runs.
+        processes: Number of runs at a time, each in a process of its own, with as many threads as this one. The
+            curves are, bit for bit, those of one run after the other. A process takes some 5 s to start, which pays
+            from about half a minute of training on. What `train` changes outside itself stays in its process.
 
     Returns:
-        `SweepResult`. A run that diverges is NaN from that epoch on, in all its metrics, and disturbs no other.
+        `SweepResult`, without the trained networks. A name without "train_", "val_" or "test_" in front is a training
+        metric: a run is NaN in all its curves from the epoch on in which one of these is infinite or NaN.
 
     Raises:
-        ValueError: An argument is out of range, a setting is taken by neither `build` nor the optimizer, or the
-            optimizer cannot be stacked: the message names it and says why.
-        TypeError: An argument has the wrong type.
+        TypeError, ValueError: An argument is of the wrong type or out of its range, or a curve has no epoch, more than
+            one axis, or not the length of the others.
 
     Example:
 
-    >>> import keras, nnopt
-    >>> result = nnopt.lab.sweep(
-    ...     build=lambda units=8: nnopt.models.mlp(input_shape=(64,), units=[units], classes=10),
-    ...     data=nnopt.data.digits(), optimizer=keras.optimizers.Adam,
-    ...     grid={"learning_rate": [1e-3, 1e-2]}, seeds=range(3), epochs=2, progress=False)
-    >>> result.history["val_loss"].shape
-    (6, 2)
-    >>> result.runs[0]
-    {'learning_rate': 0.001, 'seed': 0}
-    >>> result.best("val_loss")
-    {'learning_rate': 0.01}
+    >>> def train(setting, seed):
+    ...     weights, losses = np.random.default_rng(seed).normal(size=3), []
+    ...     for _ in range(4):
+    ...         weights = weights - setting["learning_rate"] * weights
+    ...         losses.append(np.sum(weights**2))
+    ...     return {"loss": losses}
+    >>> result = run_grid(train, {"learning_rate": [0.1, 0.5]}, seeds=range(3), progress=False)
+    >>> result.best("loss")
+    {'learning_rate': 0.5}
     """
-    plan = _Plan(
-        build=_checked_callable("build", build),
-        optimizer=_checked_callable("optimizer", optimizer),
-        loss=_resolved_loss(loss),
-        metrics=tuple(metrics),
-        seeds=_checked_seeds(seeds),
-        epochs=check_integer("epochs", epochs, at_least=1),
-        batch_size=check_integer("batch_size", batch_size, at_least=1),
-        data=_Data(data, _checked_parts(evaluate_on)),
-        evaluate_every=check_integer("evaluate_every", evaluate_every, at_least=1),
-    )
-    check_integer("runs_at_once", runs_at_once, at_least=1)
-    stacked = check_boolean("stacked", stacked) and keras.backend.backend() in ("tensorflow", "jax")
-    groups = plan.groups(_settings(grid), stacked)
-    runs = [run for group in groups for run in group]
-    with tqdm(total=len(runs) * plan.epochs, unit="epoch", desc="sweep", disable=not progress or None) as bar:
-        for group in groups:
-            _train_group(plan, group, stacked, runs_at_once, bar.update)
-    runs.sort(key=lambda run: run.position)
-    return _result(plan, runs)
+    check_callable("train", train)
+    seeds = check_seeds(seeds)
+    check_integer("processes", processes, at_least=1)
+    runs = [(labels, setting, seed) for labels, setting in settings_of(grid) for seed in seeds]
+    descriptions = [{**labels, "seed": seed} for labels, _, seed in runs]
+    tasks = [(setting, seed) for _, setting, seed in runs]
+    curves = []
+    with tqdm(total=len(runs), unit="run", desc="run_grid", disable=not progress or None) as bar:
+        trained = _one_after_the_other(train, tasks) if processes == 1 else _side_by_side(train, tasks, processes)
+        for description, one in zip(descriptions, trained):
+            curves.append(_checked_curves(one, description, curves))
+            bar.update()
+    return SweepResult(descriptions, *joined(curves))
+
+
+def _one_after_the_other(train, tasks):
+    for setting, seed in tasks:
+        with seeded(seed):
+            curves = train(dict(setting), seed)
+        yield curves
+
+
+def _side_by_side(train, tasks, processes):
+    # Both come with scikit-learn. Not threads: the random states are the process's. Not fork: TensorFlow hangs in it.
+    # cloudpickle, since a notebook's functions are in no module that another process could import.
+    from joblib import Parallel, delayed
+    from joblib.externals import cloudpickle
+
+    function, threads = cloudpickle.dumps(train), _threads()
+    calls = (delayed(_in_a_process)(function, threads, cloudpickle.dumps(task)) for task in tasks)
+    return Parallel(n_jobs=processes, return_as="generator", batch_size=1, pre_dispatch="2 * n_jobs")(calls)
+
+
+def _in_a_process(function, threads, task):
+    from joblib.externals import cloudpickle
+
+    train = _loaded(function, threads)
+    (curves,) = _one_after_the_other(train, [cloudpickle.loads(task)])
+    return curves
+
+
+@functools.lru_cache(maxsize=1)  # once in each process
+def _loaded(function, threads):
+    from joblib.externals import cloudpickle
+
+    # Sums over other numbers of threads have other last bits.
+    for library, numbers in threads.items():
+        if library == "tensorflow":
+            import tensorflow
+
+            tensorflow.config.threading.set_intra_op_parallelism_threads(numbers[0])
+            tensorflow.config.threading.set_inter_op_parallelism_threads(numbers[1])
+        else:
+            import torch
+
+            torch.set_num_threads(numbers[0])
+    return cloudpickle.loads(function)
+
+
+def _threads():
+    """Returns the numbers of threads that the libraries in use were told to take, 0 for their own choice."""
+    numbers = {}
+    if tensorflow := sys.modules.get("tensorflow"):
+        told = tensorflow.config.threading
+        numbers["tensorflow"] = told.get_intra_op_parallelism_threads(), told.get_inter_op_parallelism_threads()
+    if torch := sys.modules.get("torch"):
+        numbers["torch"] = (torch.get_num_threads(),)
+    return numbers
+
+
+def _checked_curves(curves, description, others):
+    """Returns the curves as arrays, or says which run gave what."""
+    if not isinstance(curves, dict) or not curves:
+        raise TypeError(
+            f"`train` must return a dict of metric name -> curve. Received: {shown(curves)} from run {description}"
+        )
+    arrays = {name: np.asarray(curve, "float64") for name, curve in curves.items()}
+    expected = {name: array.shape for name, array in (others[0] if others else arrays).items()}
+    first = next(iter(expected.values()))
+    shapes = {name: array.shape for name, array in arrays.items()}
+    if shapes != expected or len(first) != 1 or first[0] == 0 or set(shapes.values()) != {first}:
+        raise ValueError(
+            "`train` must return curves of the same names and of one length >= 1 in every run (pad with NaN what "
+            f"stopped early because it diverged). Received: shapes {shapes} from run {description}"
+            + (f", {expected} from the first run" if others else "")
+        )
+    return arrays
+
+
+def joined(curves):
+    """Returns (history, diverged) of a list of dicts name -> (epochs,): NaN from the epoch on that diverged."""
+    history = {name: np.stack([one[name] for one in curves]) for name in curves[0]}  # (runs, epochs)
+    training = [array for name, array in history.items() if not name.startswith(_HELD_OUT)]
+    lost = np.zeros(next(iter(history.values())).shape, bool)
+    for array in training:
+        lost |= ~np.isfinite(array)
+    lost = np.logical_or.accumulate(lost, axis=1)
+    for array in history.values():
+        array[lost] = np.nan
+    return history, lost[:, -1]
 
 
 class SweepResult:
@@ -155,11 +176,10 @@ class SweepResult:
         diverged: Array (runs,) of booleans: whether a training metric became infinite or NaN.
     """
 
-    def __init__(self, runs, history, diverged, plan, trained):
+    def __init__(self, runs, history, diverged, trained=None):
         self.runs = runs
         self.history = history
         self.diverged = diverged
-        self._plan = plan
         self._trained = trained
 
     def __len__(self):
@@ -174,12 +194,11 @@ class SweepResult:
     @property
     def settings(self):
         """List of the distinct settings, dicts without "seed", in the order of the grid."""
-        found = []
+        found = {}
         for run in self.runs:
-            setting = _without_seed(run)
-            if setting not in found:
-                found.append(setting)
-        return found
+            setting = {name: value for name, value in run.items() if name != "seed"}
+            found.setdefault(identity(setting), setting)
+        return list(found.values())
 
     def final(self, metric="val_loss"):
         """Returns the values after the last epoch, array (runs,); NaN where a run diverged."""
@@ -196,13 +215,14 @@ class SweepResult:
         kept = [
             number
             for number, run in enumerate(self.runs)
-            if all(name in run and run[name] == value for name, value in entries.items())
+            if all(name in run and _equal(run[name], value) for name, value in entries.items())
         ]
         if not kept:
-            raise ValueError(f"No run of this sweep has these entries. Received: {entries!r}")
+            asked = ", ".join(f"{name}={shown(value)}" for name, value in entries.items())
+            raise ValueError(f"No run has these entries. Received: {asked}")
         history = {name: curves[kept] for name, curves in self.history.items()}
-        trained = [self._trained[number] for number in kept]
-        return SweepResult([self.runs[number] for number in kept], history, self.diverged[kept], self._plan, trained)
+        trained = self._trained and [self._trained[number] for number in kept]
+        return SweepResult([self.runs[number] for number in kept], history, self.diverged[kept], trained)
 
     def best(self, metric="val_loss", mode=None):
         """Returns the setting, a dict without "seed", whose mean over the seeds after the last epoch is best.
@@ -211,17 +231,16 @@ class SweepResult:
 
         Args:
             metric: A name in `history`.
-            mode: "min" or "max"; default: "min" for losses and errors, "max" for accuracies.
+            mode: "min" or "max"; by default what the words of the name say: "min" for losses, errors, entropies and
+                perplexities, "max" for accuracies, AUC, precision, recall, F1, IoU and BLEU.
 
         Raises:
-            ValueError: Every setting has a diverged run.
+            ValueError: Every setting has a diverged run, or the name says nothing and `mode` is None.
         """
         largest = _larger_is_better(metric, mode)
         means = np.array([self.select(**setting).final(metric).mean() for setting in self.settings])
         if np.isnan(means).all():
-            raise ValueError(
-                f"Every setting of this sweep has a diverged run: none is best. Received: metric={metric!r}"
-            )
+            raise ValueError(f"Every setting has a diverged run: none is best. Received: metric={metric!r}")
         return self.settings[int(np.nanargmax(means) if largest else np.nanargmin(means))]
 
     def table(self):
@@ -261,16 +280,16 @@ class SweepResult:
 
     def model(self, run):
         """Returns the trained network of a run, numbered as in `.runs`, as an ordinary, uncompiled keras model."""
-        trained = self._trained[check_integer("run", run, at_least=0, at_most=len(self) - 1)]
-        model = self._plan.new_model(trained)
-        for variable, value in zip(model.trainable_variables + _state(model), trained.weights + trained.state):
-            variable.assign(value)
-        return model
+        return self._of(run).model()
 
     def weights(self, run):
         """Returns the trained weights of a run, numbered as in `.runs`: arrays as of `model.trainable_weights`."""
-        trained = self._trained[check_integer("run", run, at_least=0, at_most=len(self) - 1)]
-        return [array.copy() for array in trained.weights]
+        return [array.copy() for array in self._of(run).weights]
+
+    def _of(self, run):
+        if self._trained is None:
+            raise ValueError("`run_grid` keeps no networks: let `train` save what you need of them")
+        return self._trained[check_integer("run", run, at_least=0, at_most=len(self) - 1)]
 
     def _curves(self, metric):
         if metric not in self.history:
@@ -278,196 +297,41 @@ class SweepResult:
         return self.history[metric]
 
 
-def _without_seed(run):
-    return {name: value for name, value in run.items() if name != "seed"}
-
-
 def _short(value):
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _equal(one, other):
+    if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
+        return np.array_equal(one, other)
+    return one is other or identity(one) == identity(other) or bool(one == other)
 
 
 def _larger_is_better(metric, mode):
     if mode is not None:
         return check_choice("mode", mode, ("min", "max")) == "max"
-    return "acc" in metric
-
-
-@dataclass
-class _Run:
-    """One training run: what it is called, what it is made with, and, after training, what came out of it."""
-
-    position: int
-    description: dict
-    model_arguments: dict
-    optimizer_arguments: dict
-    optimizer: object  # shared by all seeds of a setting: a stack only reads its numbers
-    seed: int
-    curves: dict = field(default_factory=dict)  # metric name -> (epochs,)
-    weights: list = None  # arrays in the order of model.trainable_variables
-    state: list = None  # the other variables', as `_state` lists them
-
-
-@dataclass
-class _Plan:
-    """What all runs of a sweep share."""
-
-    build: callable
-    optimizer: callable
-    loss: object
-    metrics: tuple
-    seeds: list
-    epochs: int
-    batch_size: int
-    data: "_Data"
-    evaluate_every: int
-
-    def evaluates(self, epoch):
-        """Returns whether the parts of the data are evaluated after this epoch, counted from 0."""
-        return (epoch + 1) % self.evaluate_every == 0 or epoch + 1 == self.epochs
-
-    def groups(self, settings, stacked):
-        """Returns lists of runs that can be trained in one stack."""
-        groups = {}
-        for setting_number, (labels, setting) in enumerate(settings):
-            of_optimizer, of_model = self._assign(setting)
-            optimizer = self.new_optimizer(of_optimizer)
-            if stacked:
-                _refuse_if_mixing(optimizer)
-            key = repr(sorted(of_model.items())), _structure(optimizer) if stacked else repr(setting_number)
-            for seed_number, seed in enumerate(self.seeds):
-                run = _Run(
-                    position=setting_number * len(self.seeds) + seed_number,
-                    description={**labels, "seed": seed},
-                    model_arguments=of_model,
-                    optimizer_arguments=of_optimizer,
-                    optimizer=optimizer,
-                    seed=seed,
-                )
-                groups.setdefault(key, []).append(run)
-        return list(groups.values())
-
-    def new_model(self, run):
-        arguments = dict(run.model_arguments)
-        if "seed" in _parameters(self.build):
-            arguments.setdefault("seed", run.seed)
-        with _seeded(run.seed):
-            model = self.build(**arguments)
-        if not isinstance(model, keras.Model):
-            raise TypeError(f"`build` must return a keras.Model. Received: {model!r} (of type {type(model).__name__})")
-        if not model.built:
-            raise ValueError("`build` must return a model with weights: give it an input shape or call it once")
-        if (
-            not hasattr(model, "output_shape")
-            or getattr(getattr(model, "output", None), "_keras_mask", None) is not None
-        ):
-            raise ValueError(
-                "`build` must return a functional or sequential model whose outputs carry no mask: "
-                f"the losses of a sweep would count the padding. Received: {model.name} ({type(model).__name__})"
-            )
-        return model
-
-    def new_optimizer(self, arguments):
-        optimizer = self.optimizer(**arguments)
-        if not isinstance(optimizer, keras.optimizers.Optimizer):
-            raise TypeError(
-                "`optimizer` must be an optimizer class or a function that returns an optimizer. "
-                f"Received: a callable that returned {optimizer!r}"
-            )
-        return optimizer
-
-    def _assign(self, setting):
-        """Splits a setting into what the optimizer takes and what `build` takes."""
-        names = _parameters(self.optimizer)
-        of_optimizer = {name: value for name, value in setting.items() if name in names}
-        of_model = {name: value for name, value in setting.items() if name not in names}
-        known = _parameters(self.build)
-        unknown = [name for name in of_model if name not in known and "**" not in known]
-        if unknown:
-            raise ValueError(
-                f"`grid` must name arguments of the optimizer ({', '.join(sorted(names))}) or of `build` "
-                f"({', '.join(sorted(known)) or 'none'}). Received: {unknown[0]!r}"
-            )
-        return of_optimizer, of_model
-
-
-def _parameters(function):
-    """Returns the names that a class or function takes; "**" stands for any other."""
-    names = set()
-    for parameter in inspect.signature(function).parameters.values():
-        names.add("**" if parameter.kind is parameter.VAR_KEYWORD else parameter.name)
-    if isinstance(function, type) and issubclass(function, keras.optimizers.Optimizer) and "**" in names:
-        names = (names - {"**", "kwargs"}) | set(inspect.signature(keras.optimizers.Optimizer).parameters)
-    return names
-
-
-def _structure(optimizer):
-    """Returns what must be equal for optimizers to stand in one stack: all but the numbers that may differ."""
-    name = type(optimizer).__name__
-    config = {key: value for key, value in optimizer.get_config().items() if key not in _ELEMENTWISE[name] | {"name"}}
-    return repr((name, sorted(config.items()), _undecayed_names(optimizer)))
-
-
-def _undecayed_names(optimizer):
-    """Returns the names given to `exclude_from_weight_decay`, of which the optimizer's config says nothing."""
-    pattern = getattr(optimizer, "_exclude_from_weight_decay_pattern", None)
-    return None if pattern is None else sorted(pattern.pattern.split("|"))
-
-
-def _refuse_if_mixing(optimizer):
-    name = type(optimizer).__name__
-    reason = None
-    if name in _MIXING:
-        reason = _MIXING[name]
-    elif type(optimizer) is not getattr(keras.optimizers, name, None) or name not in _ELEMENTWISE:
-        reason = "is not known to update each weight on its own"
-    else:
-        active = [option for option in _WHOLE_GRADIENT if getattr(optimizer, option, None)]
-        if getattr(optimizer, "_exclude_from_weight_decay", None):
-            reason = "excludes variables from weight decay other than by their names"
-        elif active:
-            reason = f"has `{active[0]}` set, which looks at more than one weight or step at a time"
-    if reason:
-        raise ValueError(
-            f"The optimizer {name} cannot be trained stacked, since it {reason}, "
-            f"and in a stack the weights of all runs stand in one array. Pass stacked=False to train run after run. "
-            f"Received: optimizer={name}"
-        )
+    words = set(re.split(r"[^a-z0-9]+", metric.lower()))
+    smaller, larger = words & _SMALLER_IS_BETTER, words & _LARGER_IS_BETTER
+    if bool(smaller) == bool(larger):
+        raise ValueError(f'`mode` must be "min" or "max" for a metric of this name. Received: metric={metric!r}')
+    return bool(larger)
 
 
 @contextlib.contextmanager
-def _seeded(seed):
-    """Seeds what Keras draws its default seeds from, as `keras.utils.set_random_seed` does, and puts it back."""
-    states = random.getstate(), np.random.get_state(), _torch_state()
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    if states[2] is not None:
-        import torch
-
-        torch.manual_seed(seed)
-    try:
+def seeded(seed):
+    """Begins with `keras.utils.set_random_seed(seed)` and puts the random states back; one thread at a time."""
+    with _one_at_a_time, _state.preserved_random_state():
+        keras.utils.set_random_seed(seed)
         yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        _torch_state(states[2])
 
 
-def _torch_state(state=None):
-    """Returns, and with a state sets, torch's global random state, from which Keras' unseeded dropout draws there."""
-    if keras.backend.backend() != "torch":
-        return None
-    import torch
-
-    if state is not None:
-        torch.set_rng_state(state)
-    return torch.get_rng_state()
-
-
-def _settings(grid):
+def settings_of(grid):
     """Returns the list of (labels, setting), two dicts of equal keys, of a grid or a list of grids."""
     grids = [{}] if grid is None else [grid] if isinstance(grid, dict) else grid
     if not isinstance(grids, (list, tuple)) or not all(isinstance(one, dict) for one in grids):
-        raise TypeError(f"`grid` must be a dict of lists or a list of such dicts. Received: grid={grid!r}")
+        raise TypeError(f"`grid` must be a dict of lists or a list of such dicts. Received: grid={shown(grid)}")
+    if not grids:
+        raise ValueError("`grid` must hold at least one dict; None stands for one setting. Received: grid=[]")
     settings = []
     for one in grids:
         choices = [_choices(name, values) for name, values in one.items()]
@@ -480,510 +344,54 @@ def _settings(grid):
 def _choices(name, values):
     """Returns the pairs (label, value) of one entry of a grid."""
     if name == "seed":
-        raise ValueError(f"`grid` must not hold 'seed': pass `seeds`. Received: seed={values!r}")
+        raise ValueError("`grid` must not hold 'seed': pass `seeds`")
     if isinstance(values, dict):
         pairs = list(values.items())
-    elif isinstance(values, (list, tuple, range, np.ndarray)):
-        values = values.tolist() if isinstance(values, np.ndarray) else list(values)
+    elif isinstance(values, (list, tuple, range)) or np.ndim(values) > 0:
+        values = list(values.tolist() if isinstance(values, np.ndarray) else values)
         pairs = list(zip(values, values))
     else:
-        raise TypeError(f"`grid` must hold a list of values for each argument. Received: {name}={values!r}")
+        raise TypeError(f"`grid` must hold a list of values for each argument. Received: {name}={shown(values)}")
     if not pairs:
-        raise ValueError(f"`grid` must hold at least one value for each argument. Received: {name}={values!r}")
+        raise ValueError(f"`grid` must hold at least one value for each argument. Received: {name}={shown(values)}")
     return pairs
 
 
-def _checked_seeds(seeds):
+def check_seeds(seeds):
+    """Returns the seeds as a list of distinct integers >= 0."""
+    if isinstance(seeds, (str, dict)) or not hasattr(seeds, "__iter__") or np.ndim(seeds) == 0:
+        raise TypeError(f"`seeds` must be a list or range of integers. Received: seeds={shown(seeds)}")
     seeds = [check_integer("seeds", seed, at_least=0) for seed in seeds]
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"`seeds` must hold at least one integer, none of them twice. Received: seeds={seeds!r}")
     return seeds
 
 
-def _checked_callable(name, value):
+def check_callable(name, value):
+    """Returns the value if it can be called."""
     if not callable(value):
-        raise TypeError(f"`{name}` must be a class or a function. Received: {name}={value!r}")
+        raise TypeError(f"`{name}` must be a class or a function. Received: {name}={shown(value)}")
     return value
 
 
-def _checked_parts(parts):
-    parts = (parts,) if isinstance(parts, str) else tuple(parts)
-    for part in parts:
-        if part not in _PREFIXES:
-            raise ValueError(f"`evaluate_on` must name parts of {list(_PREFIXES)}. Received: evaluate_on={parts!r}")
-    return parts
+def identity(value):
+    """Returns what is equal for two values that mean the same: their contents, or the object itself.
 
-
-def _resolved_loss(loss):
-    if loss is None:
-        return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    loss = keras.losses.get(loss)
-    return loss
-
-
-class _Data:
-    """The data sets of a sweep: one for all runs, or one for each seed."""
-
-    def __init__(self, source, evaluate_on):
-        self.source = source
-        self.own = callable(source) and not hasattr(source, "train")
-        self.evaluate_on = evaluate_on
-        self._sets = {}
-
-    def of(self, seed, part):
-        """Returns (x, y) of a part for a seed, as NumPy arrays, or None."""
-        key = seed if self.own else None
-        if key not in self._sets:
-            self._sets[key] = self.source(seed) if self.own else self.source
-        pair = getattr(self._sets[key], part, None)
-        if pair is None and part == "train":
-            raise ValueError(f"`data` must have an attribute `train`, a pair (x, y). Received: data={self.source!r}")
-        return None if pair is None else keras.tree.map_structure(np.asarray, tuple(pair))
-
-    def stacked(self, seeds, part):
-        """Returns (x, y, start): the arrays of all distinct seeds one after the other, and each run's first row."""
-        pairs = {seed: self.of(seed, part) for seed in (dict.fromkeys(seeds) if self.own else seeds[:1])}
-        lengths = {len(pair[1]) for pair in pairs.values()}
-        if len(lengths) > 1:
-            raise ValueError(
-                f"`data` must have as many examples for every seed. Received: {sorted(lengths)} in `{part}`"
-            )
-        x, y = keras.tree.map_structure(lambda *arrays: np.concatenate(arrays), *pairs.values())
-        start = [list(pairs).index(seed) * lengths.copy().pop() if self.own else 0 for seed in seeds]
-        return x, y, np.array(start)
-
-    def parts(self, seed):
-        """Returns (prefix, part) for the parts that are there and are to be evaluated."""
-        return [(_PREFIXES[part], part) for part in self.evaluate_on if self.of(seed, part) is not None]
-
-
-def _train_group(plan, group, stacked, runs_at_once, advance):
-    """Trains runs of one network, stacked where that is possible."""
-    model = plan.new_model(group[0])
-    reason = _why_not_stackable(model)
-    if stacked and reason is None:
-        for number in range(pieces := math.ceil(len(group) / runs_at_once)):
-            with _quiet_tensorflow():
-                _train_stack(plan, group[number::pieces], model, advance)
-        return
-    if stacked:
-        warnings.warn(f"The network {model.name} {reason}: its runs are trained one after the other.", stacklevel=3)
-    for run in group:
-        with _seeded(run.seed):
-            _train_alone(plan, run, advance)
-
-
-def _why_not_stackable(model):
-    if type(model).train_step is not keras.Model.train_step or type(model).compute_loss is not keras.Model.compute_loss:
-        return "has its own train_step or compute_loss"
-    return None
-
-
-def _train_alone(plan, run, advance):
-    """Trains one run with Keras' own fit, an epoch at a time, in our order."""
-    model = plan.new_model(run)
-    metrics = [_metric(name, plan.data.of(run.seed, "train")[1], model.output_shape) for name in plan.metrics]
-    metrics = [keras.metrics.MeanMetricWrapper(function, name=name) for name, function in metrics]
-    model.compile(optimizer=plan.new_optimizer(run.optimizer_arguments), loss=plan.loss, metrics=metrics)
-    x, y = plan.data.of(run.seed, "train")
-    rows = []
-    for epoch in range(plan.epochs):
-        order = epoch_order(len(y), run.seed, epoch)
-        ordered = keras.tree.map_structure(lambda array: array[order], (x, y))  # noqa: B023
-        log = model.fit(*ordered, batch_size=plan.batch_size, shuffle=False, verbose=0).history
-        row = {name: values[-1] for name, values in log.items()}
-        for prefix, part in plan.data.parts(run.seed) if plan.evaluates(epoch) else []:
-            scores = model.evaluate(*plan.data.of(run.seed, part), batch_size=512, verbose=0, return_dict=True)
-            row.update({prefix + name: score for name, score in scores.items()})
-        rows.append(row)
-        advance(1)
-    run.curves = {name: np.array([float(row.get(name, np.nan)) for row in rows]) for name in rows[-1]}
-    run.weights, run.state = [
-        [np.array(ops.convert_to_numpy(variable)) for variable in variables]
-        for variables in (model.trainable_variables, _state(model))
-    ]
-
-
-def _state(model):
-    """Returns the variables beside the weights: moving statistics and the seeds of dropout, not metrics."""
-    of_metrics = {id(variable) for variable in model.metrics_variables}
-    return [variable for variable in model.non_trainable_variables if id(variable) not in of_metrics]
-
-
-def _metric(metric, y, output_shape):
-    """Returns (name, function of (y_true, y_pred) with one value for each example)."""
-    if callable(metric):
-        return getattr(metric, "__name__", "metric"), metric
-    if metric != "accuracy":
-        function = getattr(keras.metrics, str(metric), None)
-        if not inspect.isfunction(function):
-            raise ValueError(
-                f"`metrics` must name functions of keras.metrics, one value an example. Received: {metric!r}"
-            )
-        return metric, function
-    if output_shape[-1] == 1:
-        return metric, keras.metrics.binary_accuracy
-    one_hot = y.ndim == len(output_shape) and y.shape[-1] == output_shape[-1]
-    return metric, keras.metrics.categorical_accuracy if one_hot else keras.metrics.sparse_categorical_accuracy
-
-
-def _train_stack(plan, group, model, advance):
-    """Trains runs together and stores their curves and weights in them."""
-    stack = _STACKS[keras.backend.backend()](plan, group, model)
-    seeds = [run.seed for run in group]
-    x, y, start = plan.data.stacked(seeds, "train")
-    examples = len(plan.data.of(seeds[0], "train")[1])
-    stack.load(x, y)
-    steps = math.ceil(examples / plan.batch_size)
-    rates = _rate_table(stack.optimizers, plan.epochs * steps)
-    parts = [(prefix, _evaluation_batches(plan, seeds, part)) for prefix, part in plan.data.parts(seeds[0])]
-    rows = []
-    for epoch in range(plan.epochs):
-        orders = {seed: epoch_order(examples, seed, epoch) for seed in seeds}
-        indices = np.stack([orders[seed] + first for seed, first in zip(seeds, start)]).astype("int32")
-        row = _train_epoch(stack, indices, rates[epoch * steps : (epoch + 1) * steps], plan.batch_size)
-        for prefix, batches in parts if plan.evaluates(epoch) else []:
-            row.update({prefix + name: values for name, values in _evaluate(stack, batches).items()})
-        rows.append(row)
-        advance(len(group))
-    weights, state = stack.weights()
-    for number, run in enumerate(group):
-        run.curves = {
-            name: np.array([row[name][number] if name in row else np.nan for row in rows]) for name in rows[-1]
-        }
-        run.weights, run.state = [[array[number] for array in arrays] for arrays in (weights, state)]
-
-
-def _train_epoch(stack, indices, rates, batch_size):
-    """Trains one epoch on rows `indices` (runs, examples) and returns metric name -> (runs,)."""
-    runs, examples = indices.shape
-    full = examples // batch_size
-    whole = indices[:, : full * batch_size].reshape(runs, full, batch_size).transpose(1, 0, 2)  # (steps, runs, batch)
-    total = np.zeros((len(stack.names), runs))
-    if full:
-        total += ops.convert_to_numpy(stack.train(whole, rates[:full])) * batch_size
-    if rest := examples % batch_size:
-        total += ops.convert_to_numpy(stack.train(indices[None, :, -rest:], rates[full:])) * rest
-    return dict(zip(stack.names, total / examples))
-
-
-def _evaluation_batches(plan, seeds, part, size=512):
-    """Returns [(x, y, examples)]; with data for each run, x and y have a first axis of runs."""
-    if not plan.data.own:
-        x, y = plan.data.of(seeds[0], part)
-    else:
-        x, y = keras.tree.map_structure(lambda *arrays: np.stack(arrays), *[plan.data.of(s, part) for s in seeds])
-    examples = len(plan.data.of(seeds[0], part)[1])
-    cut = [slice(begin, begin + size) for begin in range(0, examples, size)]
-    if plan.data.own:
-        cut = [(slice(None), one) for one in cut]
-    batches = [keras.tree.map_structure(lambda array: ops.convert_to_tensor(array[one]), (x, y)) for one in cut]  # noqa: B023
-    return [(*batch, min(size, examples - number * size)) for number, batch in enumerate(batches)]
-
-
-def _evaluate(stack, batches):
-    """Returns metric name -> (runs,) over all batches."""
-    total = sum(ops.convert_to_numpy(stack.evaluate(x, y)) * examples for x, y, examples in batches)
-    return dict(zip(stack.names, total / sum(examples for _, _, examples in batches)))
-
-
-def _rate_table(optimizers, steps):
-    """Returns the learning rate of every step and run, (steps, runs), float32."""
-    # Private, since the public property evaluates a schedule instead of giving it.
-    rates = [optimizer._learning_rate for optimizer in optimizers]
-    schedules = {id(rate): rate for rate in rates if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule)}
-    columns = dict(zip(schedules, _rates_over(list(schedules.values()), steps)))
-    for rate in rates:
-        if id(rate) not in columns:
-            value = rate if isinstance(rate, keras.Variable) else rate()
-            columns[id(rate)] = np.full(steps, ops.convert_to_numpy(value), "float32")
-    return np.stack([columns[id(rate)] for rate in rates], axis=1)
-
-
-def _rates_over(schedules, steps):
-    """Returns the rates of schedules, (schedules, steps), float32."""
-    numbers = ops.arange(steps, dtype="int32")
-    table = [_elementwise(rate, numbers) for rate in schedules]
-    one_by_one = [rate for rate, rates in zip(schedules, table) if rates is None]
-    if one_by_one:
-        mapped = _compiled(
-            lambda numbers: ops.map(lambda step: ops.stack([rate(step) for rate in one_by_one]), numbers)
-        )
-        rows = iter(ops.convert_to_numpy(mapped(numbers)).T)
-        table = [next(rows) if rates is None else rates for rates in table]
-    return np.array(table, "float32")
-
-
-def _elementwise(schedule, numbers):
-    """Returns the rates of all steps from one call, or None where a schedule takes only one step at a time."""
-    try:
-        rates = ops.convert_to_numpy(schedule(numbers))
-    except Exception:  # whatever the backend says to an array where it wants a number
-        return None
-    tried = np.unique(np.linspace(0, len(numbers) - 1, 5).astype(int))
-    singly = [float(schedule(ops.convert_to_tensor(step, dtype="int32"))) for step in tried]
-    same = rates.shape == (len(numbers),) and np.allclose(rates[tried], singly, rtol=1e-5, atol=0)
-    return rates if same else None
-
-
-def _compiled(function, **options):
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow
-
-        return tensorflow.function(function, **options)
-    import jax
-
-    return jax.jit(function, **options)
-
-
-class _PerRun(np.ndarray):
-    """Momentum that differs from run to run, (runs, 1). As a whole it compares like one number.
-
-    Keras' SGD and RMSprop ask `if self.momentum != 0` or `> 0` to know whether there is any momentum.
+    Not `repr`, which abbreviates long arrays and says of many an object only its class.
     """
-
-    def __ne__(self, other):
-        return bool(np.any(np.asarray(self) != other))
-
-    def __gt__(self, other):
-        return bool(np.any(np.asarray(self) > other))
-
-    __hash__ = None
-
-
-def _stacked_optimizer(optimizers):
-    """Returns one optimizer for the stack, whose numbers are arrays (runs, 1) where they differ."""
-
-    class Stacked(type(optimizers[0])):
-        current_rates = None  # (runs, 1), set while a step is traced
-
-        @property
-        def learning_rate(self):
-            return self.current_rates
-
-    stacked = Stacked(**{**optimizers[0].get_config(), "learning_rate": 0.0})
-    stacked.exclude_from_weight_decay(var_names=_undecayed_names(optimizers[0]))
-    for name in _ELEMENTWISE[type(optimizers[0]).__name__] - {"learning_rate"}:
-        values = [getattr(optimizer, name) or 0.0 for optimizer in optimizers]
-        if len(set(values)) > 1:
-            column = np.array(values, "float32")[:, None]
-            setattr(stacked, name, column.view(_PerRun) if name == "momentum" else ops.convert_to_tensor(column))
-    return stacked
+    if isinstance(value, dict):
+        return "dict", *((name, identity(one)) for name, one in value.items())
+    if isinstance(value, (list, tuple)):
+        return type(value).__name__, *map(identity, value)
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return value.shape, value.dtype.str, value.tobytes()
+    plain = value is None or isinstance(value, (bool, int, float, str, bytes, np.generic))
+    return type(value).__name__, value if plain else id(value)
 
 
-class _Stack:
-    """The runs of one network: each of its weights as a matrix (runs, entries), and the step that trains all rows.
-
-    Matrices rather than the weights' own shapes: numbers that differ from run to run, (runs, 1), fit them all.
-    """
-
-    def __init__(self, plan, group, model):
-        self.model, self.loss, self.runs = model, plan.loss, len(group)
-        self.metrics = [
-            _metric(one, plan.data.of(group[0].seed, "train")[1], model.output_shape) for one in plan.metrics
-        ]
-        self.names = ["loss"] + [name for name, _ in self.metrics]
-        self.own_data = plan.data.own
-        self.shapes = [tuple(variable.shape) for variable in model.trainable_variables]
-        initial = self._initial_weights(plan, group)
-        count = len(self.shapes)
-        rows = zip(*([array.ravel() for array in initial[run.seed][:count]] for run in group))
-        names = [variable.name for variable in model.trainable_variables]
-        self.parameters = [
-            keras.Variable(np.stack(arrays), dtype=arrays[0].dtype, name=name) for name, arrays in zip(names, rows)
-        ]
-        states = zip(*(initial[run.seed][count:] for run in group))
-        self.state = [keras.Variable(np.stack(arrays), dtype=arrays[0].dtype, trainable=False) for arrays in states]
-        self.optimizers = [run.optimizer for run in group]
-        self.optimizer = _stacked_optimizer(self.optimizers)
-        self.optimizer.build(self.parameters)
-
-    def _initial_weights(self, plan, group):
-        first_of_seed = {run.seed: run for run in reversed(group)}
-        weights = {}
-        for seed, run in first_of_seed.items():
-            model = plan.new_model(run)
-            weights[seed] = [ops.convert_to_numpy(variable) for variable in model.trainable_variables + _state(model)]
-        return weights
-
-    def load(self, x, y):
-        """Takes the training data of all runs, arrays (examples, ...)."""
-        self.x, self.y = keras.tree.map_structure(ops.convert_to_tensor, (x, y))
-
-    def weights(self):
-        """Returns the weights and the state, two lists in the model's order of arrays (runs, ...)."""
-        matrices = [ops.convert_to_numpy(variable) for variable in self.parameters]
-        stacked = [matrix.reshape(self.runs, *shape) for matrix, shape in zip(matrices, self.shapes)]
-        return stacked, [ops.convert_to_numpy(variable) for variable in self.state]
-
-    def _scores(self, parameters, state, x, y, training):
-        """Returns the total loss and the metrics, (metrics, runs), and the new state of all runs."""
-
-        def one(weights, state, x, y):
-            predictions, state, penalties = self.model.stateless_call(
-                weights, state, x, training=training, return_losses=True
-            )
-            loss = sum(penalties, ops.mean(self.loss(y, predictions)))
-            return ops.cast(loss, "float32"), predictions, state
-
-        weights = [ops.reshape(matrix, (self.runs, *shape)) for matrix, shape in zip(parameters, self.shapes)]
-        own = training or self.own_data
-        if own:
-            loss, predictions, state = ops.vectorized_map(lambda all: one(*all), (weights, state, x, y))
-        else:
-            loss, predictions, state = ops.vectorized_map(lambda both: one(*both, x, y), (weights, state))
-        if not own:
-            y = keras.tree.map_structure(lambda array: ops.repeat(array[None], self.runs, axis=0), y)
-        return ops.stack([loss, *self._metric_values(y, predictions)]), state
-
-    def _metric_values(self, y, predictions):
-        """Returns each metric as (runs,), from arrays (runs, batch, ...); no map over the runs, which costs more."""
-        y, predictions = keras.tree.map_structure(
-            lambda array: ops.reshape(array, (-1, *ops.shape(array)[2:])), (y, predictions)
-        )
-        for _, function in self.metrics:
-            values = ops.cast(function(y, predictions), "float32")  # one value for each example of each run
-            yield ops.mean(ops.reshape(values, (self.runs, -1)), axis=1)
-
-    def _batch(self, data, rows):
-        """Returns x and y of the rows (runs, batch) as arrays (runs, batch, ...)."""
-        return keras.tree.map_structure(lambda array: ops.take(array, rows, axis=0), data)
-
-
-@contextlib.contextmanager
-def _quiet_tensorflow():
-    """Holds back TensorFlow's notes that it maps some operations (dropout's) by a loop, and that it traces often.
-
-    Each network of a sweep is traced once, as it must be.
-    """
-    if keras.backend.backend() != "tensorflow":
-        yield
-        return
-    import tensorflow
-
-    logger = tensorflow.get_logger()
-    level = logger.level
-    logger.setLevel("ERROR")
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-class _TensorFlowStack(_Stack):
-    def __init__(self, plan, group, model):
-        import tensorflow
-
-        super().__init__(plan, group, model)
-        # A free number of steps and examples: the last, smaller batch runs in the same graph.
-        signature = [tensorflow.TensorSpec([None, self.runs, None], "int32"), tensorflow.TensorSpec([None, self.runs])]
-        self.train = _compiled(self._train, input_signature=signature, autograph=False)
-        # XLA fuses the optimizer's dozen passes over all weights into one; around the whole step it is far slower.
-        fuse = tensorflow.test.is_built_with_xla() and self._weight_updates(plan, group) > _WORTH_FUSING
-        self.update = _compiled(self._update, autograph=False, jit_compile=fuse)
-        self._evaluate_compiled = None
-
-    def _weight_updates(self, plan, group):
-        steps = math.ceil(len(plan.data.of(group[0].seed, "train")[1]) / plan.batch_size)
-        return plan.epochs * steps * sum(math.prod(variable.shape) for variable in self.parameters)
-
-    def evaluate(self, x, y):
-        import tensorflow
-
-        def free(array):  # a free number of examples, here too: one graph for all parts and their last batches
-            shape = list(array.shape)
-            shape[1 if self.own_data else 0] = None
-            return tensorflow.TensorSpec(shape, array.dtype)
-
-        if self._evaluate_compiled is None:
-            signature = keras.tree.map_structure(free, (x, y))
-            self._evaluate_compiled = _compiled(self._evaluate, input_signature=signature, autograph=False)
-        return self._evaluate_compiled(x, y)
-
-    def _train(self, rows, rates):
-        import tensorflow
-
-        def step(number, total):
-            x, y = self._batch((self.x, self.y), rows[number])
-            parameters = [one.value for one in self.parameters]
-            with tensorflow.GradientTape() as tape:
-                scores, state = self._scores(parameters, [one.value for one in self.state], x, y, training=True)
-                loss = scores[0]
-            gradients = tape.gradient(loss, parameters, unconnected_gradients="zero")
-            self.update(gradients, rates[number])
-            for variable, value in zip(self.state, state):
-                variable.assign(value)
-            return number + 1, total + scores
-
-        steps = tensorflow.shape(rows)[0]
-        start = (0, tensorflow.zeros([len(self.names), self.runs]))
-        _, total = tensorflow.while_loop(lambda number, _: number < steps, step, start, parallel_iterations=1)
-        return total
-
-    def _update(self, gradients, rates):
-        self.optimizer.current_rates = rates[:, None]
-        self.optimizer.apply(gradients, self.parameters)
-
-    def _evaluate(self, x, y):
-        parameters, state = [[one.value for one in variables] for variables in (self.parameters, self.state)]
-        return self._scores(parameters, state, x, y, training=False)[0]
-
-
-class _JaxStack(_Stack):
-    def __init__(self, plan, group, model):
-        super().__init__(plan, group, model)
-        self._train_compiled = _compiled(self._train, donate_argnums=0)
-        self._evaluate_compiled = _compiled(self._evaluate)
-
-    def _variables(self):
-        return self.parameters, self.state, self.optimizer.variables
-
-    def _values(self):
-        return [[variable.value for variable in variables] for variables in self._variables()]
-
-    def train(self, rows, rates):
-        values, total = self._train_compiled(self._values(), (self.x, self.y), rows, rates)
-        for variables, new in zip(self._variables(), values):
-            for variable, value in zip(variables, new):
-                variable.assign(value)
-        return total
-
-    def evaluate(self, x, y):
-        parameters, state, _ = self._values()
-        return self._evaluate_compiled(parameters, state, x, y)
-
-    def _train(self, values, data, rows, rates):
-        import jax
-
-        def loss(parameters, state, x, y):
-            scores, state = self._scores(parameters, state, x, y, training=True)
-            return ops.sum(scores[0]), (scores, state)  # the runs are independent: the sum's gradient is each one's own
-
-        def step(values, row_and_rate):
-            parameters, state, of_optimizer = values
-            rows, rates = row_and_rate
-            x, y = self._batch(data, rows)
-            gradients, (scores, state) = jax.grad(loss, has_aux=True)(parameters, state, x, y)
-            self.optimizer.current_rates = rates[:, None]
-            parameters, of_optimizer = self.optimizer.stateless_apply(of_optimizer, gradients, parameters)
-            return [parameters, state, of_optimizer], scores
-
-        values, scores = jax.lax.scan(step, values, (rows, rates))
-        self.optimizer.current_rates = None
-        return values, ops.sum(scores, axis=0)
-
-    def _evaluate(self, parameters, state, x, y):
-        return self._scores(parameters, state, x, y, training=False)[0]
-
-
-_STACKS = {"tensorflow": _TensorFlowStack, "jax": _JaxStack}
-
-
-def _result(plan, runs):
-    names = list(runs[0].curves)
-    history = {name: np.stack([run.curves[name] for run in runs]) for name in names}  # (runs, epochs)
-    training = [curves for name, curves in history.items() if not name.startswith(tuple(_PREFIXES.values()))]
-    lost = np.logical_or.accumulate(~np.isfinite(training).all(axis=0), axis=1)
-    for curves in history.values():
-        curves[lost] = np.nan
-    return SweepResult([run.description for run in runs], history, lost[:, -1], plan, runs)
+def shown(value):
+    """Returns a value as an error message shows it: an array by its shape, anything long by its beginning."""
+    if hasattr(value, "shape"):
+        return f"array of shape {tuple(value.shape)}"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}... (of type {type(value).__name__})"

@@ -1,0 +1,442 @@
+"""Many networks of one shape as one: their weights stacked on a first axis, trained in one compiled loop."""
+
+import contextlib
+import math
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from nnopt import _keras
+
+# The numbers of each optimizer that may differ from run to run in one stack. An optimizer stands here if its update
+# works entry by entry: applied to stacked weights it is then as many independent optimizers as there are runs.
+_ELEMENTWISE = {
+    "SGD": {"learning_rate", "momentum", "weight_decay"},
+    "RMSprop": {"learning_rate", "rho", "momentum", "epsilon", "weight_decay"},
+    "Adam": {"learning_rate", "beta_1", "beta_2", "epsilon", "weight_decay"},
+    "AdamW": {"learning_rate", "beta_1", "beta_2", "epsilon", "weight_decay"},
+    "Nadam": {"learning_rate", "epsilon", "weight_decay"},
+    "Adamax": {"learning_rate", "beta_1", "beta_2", "epsilon", "weight_decay"},
+    "Adagrad": {"learning_rate", "epsilon", "weight_decay"},
+    "Adadelta": {"learning_rate", "rho", "epsilon", "weight_decay"},
+    "Lion": {"learning_rate", "beta_1", "beta_2", "weight_decay"},
+    "Ftrl": {"learning_rate", "weight_decay"},
+}
+_MIXING = {
+    "Muon": "orthogonalizes each weight matrix",
+    "Lamb": "scales each update by the norm of its weights",
+    "Adafactor": "factors the second moment over rows and columns",
+    "ScheduleFreeAdamW": "keeps one scalar state for all weights and other weights for evaluation than for training",
+    "LossScaleOptimizer": "keeps one loss scale for all weights",
+}
+_WHOLE_GRADIENT = ("clipnorm", "global_clipnorm", "use_ema", "gradient_accumulation_steps", "loss_scale_factor")
+
+
+def structure(optimizer):
+    """Returns what must be equal for optimizers to stand in one stack: all but the numbers that may differ."""
+    name = type(optimizer).__name__
+    config = {key: value for key, value in optimizer.get_config().items() if key not in _ELEMENTWISE[name] | {"name"}}
+    return name, config, _keras.undecayed_names(optimizer)
+
+
+def refuse_if_mixing(optimizer):
+    """Raises ValueError with the reason, if an optimizer does more than update each weight on its own."""
+    name = type(optimizer).__name__
+    reason = None
+    if name in _MIXING:
+        reason = _MIXING[name]
+    elif type(optimizer) is not getattr(keras.optimizers, name, None) or name not in _ELEMENTWISE:
+        reason = "is not known to update each weight on its own"
+    elif active := [option for option in _WHOLE_GRADIENT if getattr(optimizer, option, None)]:
+        reason = f"has `{active[0]}` set, which looks at more than one weight or step at a time"
+    elif _keras.undecayed_variables(optimizer):
+        reason = "excludes variables from weight decay other than by their names"
+    if reason:
+        raise ValueError(
+            f"The optimizer {name} cannot be trained stacked, since it {reason}, "
+            f"and in a stack the weights of all runs stand in one array. Pass stacked=False to train run after run. "
+            f"Received: optimizer={name}"
+        )
+
+
+def state_variables(model):
+    """Returns the variables beside the weights: moving statistics and the seeds of dropout, not metrics."""
+    of_metrics = {id(variable) for variable in model.metrics_variables}
+    return [variable for variable in model.non_trainable_variables if id(variable) not in of_metrics]
+
+
+def template_of(builds, x):
+    """Builds the network of every seed and compares each with the first, the template of the stack.
+
+    Args:
+        builds: Dict of seed -> function that builds that seed's network.
+        x: A few examples, on which the template must compute with a network's weights what the network itself does.
+
+    Returns:
+        The template; dict of seed -> initial (weights, state), lists of arrays; and None, or why these networks cannot
+        be stacked.
+    """
+    template, initial = None, {}
+    x = keras.tree.map_structure(ops.convert_to_tensor, x)
+    for seed, build in builds.items():
+        model = build()
+        template = template or model
+        reason = _why_not_stackable(model) if model is template else _difference(template, model, x)
+        if reason:
+            return template, initial, reason
+        initial[seed] = [
+            [ops.convert_to_numpy(variable) for variable in variables]
+            for variables in (model.trainable_variables, state_variables(model))
+        ]
+    return template, initial, None
+
+
+def _why_not_stackable(model):
+    if type(model).train_step is not keras.Model.train_step or type(model).compute_loss is not keras.Model.compute_loss:
+        return "has its own train_step or compute_loss"
+    for variable in model.trainable_variables:
+        if getattr(variable, "constraint", None) is not None:
+            return f"has a constraint, {type(variable.constraint).__name__}, on its weight {variable.path}"
+    return None
+
+
+def _difference(template, model, x):
+    """Returns what a network computes otherwise than the template with the same weights, or None."""
+    variables = model.trainable_variables, state_variables(model)
+    shapes = [[tuple(one.shape) for one in [*network.trainable_variables, *state_variables(network)]]
+              for network in (template, model)]  # fmt: skip
+    if shapes[0] == shapes[1]:
+        values = [[variable.value for variable in ones] for ones in variables]
+        results = [
+            keras.tree.flatten(network.stateless_call(*values, x, training=True, return_losses=True))
+            for network in (template, model)
+        ]
+        pairs = [[ops.convert_to_numpy(result) for result in pair] for pair in zip(*results)]
+        if all(np.allclose(one, other, rtol=1e-4, atol=1e-6, equal_nan=True) for one, other in pairs):
+            return None
+    return "has constants or shapes that depend on the seed"
+
+
+def _rate_table(optimizers, steps):
+    """Returns the learning rate of every step and run, (steps, runs), float32."""
+    rates = [_keras.learning_rate(optimizer) for optimizer in optimizers]
+    schedules = {id(rate): rate for rate in rates if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule)}
+    columns = {}
+    if schedules:
+
+        def at(step):
+            return ops.stack([ops.cast(schedule(step), "float32") for schedule in schedules.values()])
+
+        table = ops.convert_to_numpy(ops.vectorized_map(at, ops.arange(steps, dtype="int32")))
+        columns = dict(zip(schedules, table.T))
+    for rate in rates:
+        if id(rate) not in columns:
+            value = rate if isinstance(rate, keras.Variable) else rate()
+            columns[id(rate)] = np.full(steps, ops.convert_to_numpy(value), "float32")
+    return np.stack([columns[id(rate)] for rate in rates], axis=1)
+
+
+class _PerRun(np.ndarray):
+    """Momentum that differs from run to run, (runs, 1). As a whole it compares like one number.
+
+    Keras' SGD and RMSprop ask `if self.momentum != 0` or `> 0` to know whether there is any momentum.
+    """
+
+    def __ne__(self, other):
+        return bool(np.any(np.asarray(self) != other))
+
+    def __gt__(self, other):
+        return bool(np.any(np.asarray(self) > other))
+
+    __hash__ = None
+
+
+def _stacked_optimizer(optimizers):
+    """Returns one optimizer for the stack, whose numbers are arrays (runs, 1) where they differ."""
+
+    class Stacked(type(optimizers[0])):
+        current_rates = None  # (runs, 1), set while a step is traced
+
+        @property
+        def learning_rate(self):
+            return self.current_rates
+
+    stacked = Stacked(**{**optimizers[0].get_config(), "learning_rate": 0.0})
+    stacked.exclude_from_weight_decay(var_names=["without_decay"])
+    for name in _ELEMENTWISE[type(optimizers[0]).__name__] - {"learning_rate"}:
+        values = [getattr(optimizer, name) or 0.0 for optimizer in optimizers]
+        if len(set(values)) > 1:
+            column = np.array(values, "float32")[:, None]
+            setattr(stacked, name, column.view(_PerRun) if name == "momentum" else ops.convert_to_tensor(column))
+    return stacked
+
+
+def _multiply_patches(model):
+    """Lets the convolutions of a network multiply matrices of patches: over stacked kernels much faster than a loop."""
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            _multiply_patches(layer)
+        plain = type(layer) in (layers.Conv1D, layers.Conv2D) and layer.groups == 1 and layer.padding != "causal"
+        if plain and layer.data_format == "channels_last":
+            layer.convolution_op = _PatchProduct(layer)
+
+
+class _PatchProduct:
+    """The convolution of a Conv1D or Conv2D layer as one product: (positions, patch) times (patch, filters)."""
+
+    def __init__(self, layer):
+        self.size, self.strides, self.dilation = layer.kernel_size, layer.strides, layer.dilation_rate
+        self.same = layer.padding == "same"
+
+    def __call__(self, inputs, kernel):
+        spans = [(size - 1) * dilation + 1 for size, dilation in zip(self.size, self.dilation)]
+        if self.same:
+            missing = [
+                max((math.ceil(length / stride) - 1) * stride + span - length, 0)
+                for length, stride, span in zip(inputs.shape[1:-1], self.strides, spans)
+            ]
+            inputs = ops.pad(inputs, [(0, 0), *((one // 2, one - one // 2) for one in missing), (0, 0)])
+        lengths = [
+            (length - span) // stride + 1 for length, span, stride in zip(inputs.shape[1:-1], spans, self.strides)
+        ]
+        shifted = []
+        for offsets in np.ndindex(*self.size):
+            cuts = [
+                slice(offset * dilation, offset * dilation + (length - 1) * stride + 1, stride)
+                for offset, dilation, length, stride in zip(offsets, self.dilation, lengths, self.strides)
+            ]
+            shifted.append(inputs[(slice(None), *cuts)])
+        patches = ops.concatenate(shifted, axis=-1)  # (batch, ..., size * channels)
+        filters = kernel.shape[-1]
+        product = ops.matmul(ops.reshape(patches, (-1, patches.shape[-1])), ops.reshape(kernel, (-1, filters)))
+        return ops.reshape(product, (-1, *lengths, filters))
+
+
+class _Stack:
+    """The runs of one network: all weights as one matrix (runs, entries), and the step that trains all rows.
+
+    One matrix, so that the optimizer does each of its operations once, and numbers that differ from run to run,
+    (runs, 1), fit. There are further ones for other dtypes and for weights without decay.
+
+    Args:
+        template: A network; its weights are not used.
+        initial: For each run, the initial (weights, state).
+        optimizers: For each run, an optimizer, of which only the numbers are read.
+        loss, metrics: Function (y_true, y_pred), and list of (name, such a function with one value for each example).
+        own_data: Whether the data for evaluation have a first axis of runs.
+    """
+
+    def __init__(self, template, initial, optimizers, loss, metrics, own_data):
+        self.model, self.runs, self.optimizers = template, len(initial), optimizers
+        self.loss, self.metrics, self.own_data = loss, metrics, own_data
+        self.names = ["loss"] + [name for name, _ in metrics]
+        _multiply_patches(template)
+        self.layout = {}  # (dtype, decays) -> numbers of the variables
+        for number, variable in enumerate(template.trainable_variables):
+            key = variable.dtype, _keras.decays(optimizers[0], variable)
+            self.layout.setdefault(key, []).append(number)
+        self.shapes = [tuple(variable.shape) for variable in template.trainable_variables]
+        self.parameters = []
+        for (dtype, decays), numbers in self.layout.items():
+            rows = [np.concatenate([weights[number].ravel() for number in numbers]) for weights, _ in initial]
+            name = "with_decay" if decays else "without_decay"
+            self.parameters.append(keras.Variable(np.stack(rows), dtype=dtype, name=name))
+        states = zip(*(state for _, state in initial))
+        self.state = [keras.Variable(np.stack(arrays), dtype=arrays[0].dtype, trainable=False) for arrays in states]
+        self.optimizer = _stacked_optimizer(optimizers)
+        self.optimizer.build(self.parameters)
+
+    def load(self, x, y, steps):
+        """Takes the training data of all runs, arrays (examples, ...), and the number of steps to come."""
+        self.x, self.y = keras.tree.map_structure(ops.convert_to_tensor, (x, y))
+        self.rates = _rate_table(self.optimizers, steps)
+
+    def train_epoch(self, indices, first_step, batch_size):
+        """Trains one epoch on rows `indices` (runs, examples) of the data and returns means (metrics, runs)."""
+        examples = indices.shape[1]
+        full = examples // batch_size
+        rates = self.rates[first_step:]
+        whole = indices[:, : full * batch_size].reshape(self.runs, full, batch_size).transpose(1, 0, 2)
+        total = np.zeros((len(self.names), self.runs))
+        with _quiet_tensorflow():
+            if full:
+                total += ops.convert_to_numpy(self.train(whole, rates[:full])) * batch_size
+            if rest := examples % batch_size:
+                last = indices[None, :, -rest:]
+                total += ops.convert_to_numpy(self.train(last, rates[full : full + 1])) * rest
+        return total / examples
+
+    def evaluate(self, batches):
+        """Returns means (metrics, runs) over batches (x, y, examples)."""
+        with _quiet_tensorflow():
+            total = sum(ops.convert_to_numpy(self.scores_of(x, y)) * examples for x, y, examples in batches)
+        return total / sum(examples for _, _, examples in batches)
+
+    def weights(self):
+        """Returns the weights and the state, two lists in the model's order of arrays (runs, ...)."""
+        stacked = self._weights([one.value for one in self.parameters])
+        return [[ops.convert_to_numpy(one) for one in ones] for ones in (stacked, self.state)]
+
+    def _weights(self, matrices):
+        """Returns the weights, (runs, *shape) each, of matrices (runs, entries)."""
+        weights = [None] * len(self.shapes)
+        for matrix, numbers in zip(matrices, self.layout.values()):
+            ends = np.cumsum([math.prod(self.shapes[number]) for number in numbers])
+            for number, part in zip(numbers, ops.split(matrix, ends[:-1].tolist(), axis=1)):
+                weights[number] = ops.reshape(part, (self.runs, *self.shapes[number]))
+        return weights
+
+    def _scores(self, parameters, state, x, y, training):
+        """Returns the total loss and the metrics, (metrics, runs), and the new state of all runs."""
+
+        def one(weights, state, x, y):
+            predictions, state, penalties = self.model.stateless_call(
+                weights, state, x, training=training, return_losses=True
+            )
+            loss = sum(penalties, ops.mean(self.loss(y, predictions)))
+            return ops.cast(loss, "float32"), predictions, state
+
+        weights = self._weights(parameters)
+        own = training or self.own_data
+        if own:
+            loss, predictions, state = ops.vectorized_map(lambda all: one(*all), (weights, state, x, y))
+        else:
+            loss, predictions, state = ops.vectorized_map(lambda both: one(*both, x, y), (weights, state))
+        if not own:
+            y = keras.tree.map_structure(lambda array: ops.repeat(array[None], self.runs, axis=0), y)
+        return ops.stack([loss, *self._metric_values(y, predictions)]), state
+
+    def _metric_values(self, y, predictions):
+        """Returns each metric as (runs,), from arrays (runs, batch, ...); no map over the runs, which costs more."""
+        y, predictions = keras.tree.map_structure(
+            lambda array: ops.reshape(array, (-1, *ops.shape(array)[2:])), (y, predictions)
+        )
+        for name, function in self.metrics:
+            values = ops.cast(function(y, predictions), "float32")  # one value for each example of each run
+            if not len(values.shape):
+                raise ValueError(f"`metrics` must give one value for each example. Received: one number from {name}")
+            yield ops.mean(ops.reshape(values, (self.runs, -1)), axis=1)
+
+    def _batch(self, data, rows):
+        """Returns x and y of the rows (runs, batch) as arrays (runs, batch, ...)."""
+        return keras.tree.map_structure(lambda array: ops.take(array, rows, axis=0), data)
+
+
+@contextlib.contextmanager
+def _quiet_tensorflow():
+    """Holds back TensorFlow's notes that it maps some operations (dropout's) by a loop, and that it traces often.
+
+    Each network of a sweep is traced once, as it must be.
+    """
+    if keras.backend.backend() != "tensorflow":
+        yield
+        return
+    import tensorflow
+
+    logger = tensorflow.get_logger()
+    level = logger.level
+    logger.setLevel("ERROR")
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+class _TensorFlowStack(_Stack):
+    def __init__(self, *arguments):
+        import tensorflow
+
+        super().__init__(*arguments)
+        # A free number of steps and examples: the last, smaller batch runs in the same graph.
+        signature = [tensorflow.TensorSpec([None, self.runs, None], "int32"), tensorflow.TensorSpec([None, self.runs])]
+        self.train = tensorflow.function(self._train, input_signature=signature, autograph=False)
+        self._evaluations = {}
+
+    def scores_of(self, x, y):
+        import tensorflow
+
+        def free(array):  # a free number of examples, here too: one graph for all parts and their last batches
+            shape = list(array.shape)
+            shape[1 if self.own_data else 0] = None
+            return tensorflow.TensorSpec(shape, array.dtype)
+
+        signature = keras.tree.map_structure(free, (x, y))
+        key = str(signature)
+        if key not in self._evaluations:
+            self._evaluations[key] = tensorflow.function(self._evaluate, input_signature=signature, autograph=False)
+        return self._evaluations[key](x, y)
+
+    def _train(self, rows, rates):
+        import tensorflow
+
+        def step(number, total):
+            x, y = self._batch((self.x, self.y), rows[number])
+            parameters = [one.value for one in self.parameters]
+            with tensorflow.GradientTape() as tape:
+                scores, state = self._scores(parameters, [one.value for one in self.state], x, y, training=True)
+                loss = scores[0]
+            gradients = tape.gradient(loss, parameters, unconnected_gradients="zero")
+            self.optimizer.current_rates = rates[number][:, None]
+            self.optimizer.apply(gradients, self.parameters)
+            for variable, value in zip(self.state, state):
+                variable.assign(value)
+            return number + 1, total + scores
+
+        steps = tensorflow.shape(rows)[0]
+        start = (0, tensorflow.zeros([len(self.names), self.runs]))
+        _, total = tensorflow.while_loop(lambda number, _: number < steps, step, start, parallel_iterations=1)
+        return total
+
+    def _evaluate(self, x, y):
+        parameters, state = [[one.value for one in variables] for variables in (self.parameters, self.state)]
+        return self._scores(parameters, state, x, y, training=False)[0]
+
+
+class _JaxStack(_Stack):
+    def __init__(self, *arguments):
+        import jax
+
+        super().__init__(*arguments)
+        self._train_compiled = jax.jit(self._train, donate_argnums=0)
+        self._evaluate_compiled = jax.jit(lambda *all: self._scores(*all, training=False)[0])
+
+    def _variables(self):
+        return self.parameters, self.state, self.optimizer.variables
+
+    def _values(self):
+        return [[variable.value for variable in variables] for variables in self._variables()]
+
+    def train(self, rows, rates):
+        values, total = self._train_compiled(self._values(), (self.x, self.y), rows, rates)
+        for variables, new in zip(self._variables(), values):
+            for variable, value in zip(variables, new):
+                variable.assign(value)
+        return total
+
+    def scores_of(self, x, y):
+        parameters, state, _ = self._values()
+        return self._evaluate_compiled(parameters, state, x, y)
+
+    def _train(self, values, data, rows, rates):
+        import jax
+
+        def loss(parameters, state, x, y):
+            scores, state = self._scores(parameters, state, x, y, training=True)
+            return ops.sum(scores[0]), (scores, state)  # the runs are independent: the sum's gradient is each one's own
+
+        def step(values, row_and_rate):
+            parameters, state, of_optimizer = values
+            rows, rates = row_and_rate
+            x, y = self._batch(data, rows)
+            gradients, (scores, state) = jax.grad(loss, has_aux=True)(parameters, state, x, y)
+            self.optimizer.current_rates = rates[:, None]
+            parameters, of_optimizer = self.optimizer.stateless_apply(of_optimizer, gradients, parameters)
+            return [parameters, state, of_optimizer], scores
+
+        values, scores = jax.lax.scan(step, values, (rows, rates))
+        self.optimizer.current_rates = None
+        return values, ops.sum(scores, axis=0)
+
+
+STACKS = {"tensorflow": _TensorFlowStack, "jax": _JaxStack}
