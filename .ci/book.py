@@ -5,14 +5,14 @@
     .ci/book.py notebooks/07_*.ipynb              some of them
     .ci/book.py --again ...                       also those that are done already
     .ci/book.py --compare notebooks/07_*.ipynb    a quick run beside the ledger: an opposite word fails
-    .ci/book.py --second jax --shift 100000 ...   the full run once more on other seeds, on the backend of KERAS_BACKEND;
-                                                  its results go to figures/results/jax/, its outputs nowhere
+    .ci/book.py --second NAME --shift 100000 ...  the full run once more on other seeds, on KERAS_BACKEND's backend:
+                                                  its rows go to figures/results/NAME/, its outputs nowhere
     .ci/book.py --tables                          only statements.csv and the README's table, from verdicts.csv
 
-A chapter with a cell tagged "plan" is run in full, and only if that cell stands unchanged in the last commit; the others
-and the solutions are run as they are. What ends is kept at once and skipped by the next call, as long as neither the
-notebook's code nor the package changes. Nothing is stored that no reader should see: errors, warnings, paths of this
-machine, an object where a semicolon was forgotten, files of a megabyte and more.
+A chapter with a cell tagged "plan" is run in full, and only if that cell stands unchanged in the last commit; the
+others and the solutions are run as they are. What ends is kept at once and skipped by the next call, as long as
+neither the notebook's code nor the package changes. Nothing is stored that no reader should see: errors, warnings,
+paths of this machine, an object where a semicolon was forgotten, files of a megabyte and more.
 """
 
 import argparse
@@ -27,6 +27,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -38,6 +39,7 @@ from nnopt.lab import plan, results
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "figures" / "results"
+LEDGER = threading.Lock()
 DONE = ROOT / ".book"  # a mark for each notebook that is done; not in git
 
 
@@ -134,18 +136,22 @@ def run_one(path, environment, store=True, folder=RESULTS):
         if ended.returncode:
             return False
         if full:
-            rows, pairs = (results.read(Path(recorded) / name) for name in ("verdicts.csv", "pairs.csv"))
-            if store:
-                plan.check_rows_stay(
-                    [row for row in results.recorded(folder) if row["chapter"] == path.stem],
-                    {row["claim"] for row in rows},
-                )
-            results.replace_chapter(folder, path.stem, rows, pairs if store else [])
+            with LEDGER:
+                take(path.stem, Path(recorded), folder, store)
     if store:
         mark = DONE / path.parent.name / path.stem
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.write_text(print_before)
     return True
+
+
+def take(chapter, recorded, folder, store):
+    """Takes what a chapter recorded into the ledger; raw pairs only of the book's own run."""
+    rows, pairs = (results.read(recorded / name) for name in ("verdicts.csv", "pairs.csv"))
+    if store:
+        before = [row for row in results.recorded(folder) if row["chapter"] == chapter]
+        plan.check_rows_stay(before, {row["claim"] for row in rows})
+    results.replace_chapter(folder, chapter, rows, pairs if store else [])
 
 
 def second(paths, name, shift):
@@ -216,11 +222,10 @@ def tables(rows, lines):
         word: [line["id"] for line in lines if line["word"] == word]
         for word in ("being re-decided", "not measured yet")
     }
-    parts = ["| | the statement, in our words | word | decided by |", "|---|---|---|---|"]
-    parts += [
-        f"| {line['id']} | {line['statement']} | **{line['word']}**{_marks(line['marks'])} | {line['rows']}; {line['scope']} |"
-        for line in decided
-    ]
+    parts = ["| | the statement, in our words | word | rows | scope |", "|---|---|---|---|---|"]
+    for line in decided:
+        cells = line["id"], line["statement"], f"**{line['word']}**{_marks(line['marks'])}", line["rows"], line["scope"]
+        parts.append(f"| {' | '.join(cells)} |")
     parts += ["", *(f"**{word.capitalize()}:** {', '.join(ids)}." for word, ids in waiting.items() if ids), ""]
     parts += ["<details><summary>Every planned row, with its numbers</summary>", ""]
     parts += [f"- {row['line']}" for row in rows]
