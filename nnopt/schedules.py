@@ -15,7 +15,6 @@ import math
 import numbers
 
 import keras
-import numpy as np
 from keras import ops
 
 from nnopt.checks import check_boolean, check_choice, check_integer, check_number
@@ -34,7 +33,11 @@ class _Schedule(keras.optimizers.schedules.LearningRateSchedule):
         return self._rate(_integer_tensor(step))
 
     def get_config(self):
-        return {name: getattr(self, name) for name in self._arguments}
+        return {name: _serialize(getattr(self, name)) for name in self._arguments}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**{name: _deserialize(value) for name, value in config.items()})
 
     def __repr__(self):
         arguments = ", ".join(f"{name}={getattr(self, name)!r}" for name in self._arguments)
@@ -80,17 +83,14 @@ class StepDecay(_Schedule):
         self.initial_learning_rate = _check_rate("initial_learning_rate", initial_learning_rate)
         self.milestones = _check_milestones(milestones)
         self.decay_rate = check_number("decay_rate", decay_rate, above=0, at_most=1)
-        if isinstance(self.milestones, int):
-            self._decay = _IntegerPowers(math.log(self.decay_rate))
-        else:
-            drops = np.arange(1, len(self.milestones) + 1, dtype="float64")
-            self._rates = (self.initial_learning_rate * self.decay_rate**drops).astype("float32")
 
     def _rate(self, step):
         if isinstance(self.milestones, int):
-            return _float32(self.initial_learning_rate) * self._decay(step // self.milestones)
-        reached = ops.expand_dims(step, -1) >= ops.convert_to_tensor(self.milestones, step.dtype)  # (..., milestones)
-        return ops.min(ops.where(reached, self._rates, _float32(self.initial_learning_rate)), axis=-1)
+            drops = step // self.milestones
+        else:
+            milestones = ops.convert_to_tensor(self.milestones, step.dtype)
+            drops = ops.sum(ops.cast(ops.expand_dims(step, -1) >= milestones, "int32"), axis=-1)  # (..., milestones)
+        return self.initial_learning_rate * _power(math.log(self.decay_rate), drops)
 
 
 @keras.saving.register_keras_serializable("nnopt")
@@ -132,11 +132,13 @@ class ExponentialDecay(_Schedule):
         self.decay_steps = check_integer("decay_steps", decay_steps, at_least=1, at_most=LARGEST_STEP)
         self.decay_rate = check_number("decay_rate", decay_rate, above=0, at_most=1)
         self.staircase = check_boolean("staircase", staircase)
-        self._decay = _IntegerPowers(math.log(self.decay_rate) / (1 if staircase else self.decay_steps))
 
     def _rate(self, step):
-        count = step // self.decay_steps if self.staircase else step
-        return _float32(self.initial_learning_rate) * self._decay(count)
+        if self.staircase:
+            power = _power(math.log(self.decay_rate), step // self.decay_steps)
+        else:
+            power = _power(math.log(self.decay_rate) / self.decay_steps, step)
+        return self.initial_learning_rate * power
 
 
 @keras.saving.register_keras_serializable("nnopt")
@@ -184,17 +186,15 @@ class CyclicalLearningRate(_Schedule):
         self.step_size = check_integer("step_size", step_size, at_least=1, at_most=LARGEST_STEP // 2)
         self.mode = check_choice("mode", mode, ("triangular", "triangular2", "exp_range"))
         self.gamma = check_number("gamma", gamma, above=0, at_most=1)
-        self._scale = _IntegerPowers(-math.log(2) if mode == "triangular2" else math.log(self.gamma))
 
     def _rate(self, step):
         half = self.step_size
-        height = ops.cast(half - ops.abs(step % (2 * half) - half), "float32") / _float32(half)
+        height = ops.cast(half - ops.abs(step % (2 * half) - half), "float32") / half
         if self.mode == "triangular2":
-            height = height * self._scale(step // (2 * half))
+            height = height * _power(-math.log(2), step // (2 * half))
         elif self.mode == "exp_range":
-            height = height * self._scale(step)
-        span = self.maximal_learning_rate - self.initial_learning_rate
-        return _float32(self.initial_learning_rate) + _float32(span) * height
+            height = height * _power(math.log(self.gamma), step)
+        return self.initial_learning_rate + (self.maximal_learning_rate - self.initial_learning_rate) * height
 
 
 @keras.saving.register_keras_serializable("nnopt")
@@ -276,75 +276,79 @@ class OneCycle(_Schedule):
         final = first / self.final_div_factor
         return self._curve(step, [first, highest, first, final] if self.three_phase else [first, highest, final])
 
-    def momentum(self, step, base_momentum=0.85, max_momentum=0.95):
-        """Returns the momentum that goes with the rate: highest where the rate is low, lowest at the rate's peak.
+    def momentum(self, low=0.85, high=0.95):
+        """Returns the schedule of the momentum that goes with the rate: low at the rate's peak, high at both ends.
 
-        It passes from `max_momentum` to `base_momentum` while the rate rises, back while it falls, and stays there in a
-        third phase; on the same curve, and equal to that of torch's OneCycleLR.
+        It falls from `high` to `low` while the rate rises, comes back while the rate falls, and stays at `high` in a
+        third phase; the same as that of torch's OneCycleLR. Pass it to `nnopt.optimizers.SGD` as `momentum`, or to
+        `nnopt.optimizers.AdamW` as `beta_1`.
 
         Args:
-            step: Integer, or an array of integers.
-            base_momentum: Momentum at the peak of the rate, in [0, 1).
-            max_momentum: Momentum at both ends, in [base_momentum, 1).
+            low: Momentum at the peak of the rate, in [0, 1).
+            high: Momentum at both ends, in [low, 1).
 
         Returns:
-            The momentum, float32, in the shape of `step`.
+            A `OneCycleMomentum`.
 
         Example:
 
-        >>> schedule = OneCycle(1.0, total_steps=9, pct_start=1 / 3, anneal="linear")
-        >>> [round(float(schedule.momentum(step, 0.5, 0.75)), 3) for step in range(9)]
+        >>> momentum = OneCycle(1.0, total_steps=9, pct_start=1 / 3, anneal="linear").momentum(0.5, 0.75)
+        >>> [round(float(momentum(step)), 3) for step in range(9)]
         [0.75, 0.625, 0.5, 0.542, 0.583, 0.625, 0.667, 0.708, 0.75]
         """
-        low = check_number("base_momentum", base_momentum, at_least=0, below=1)
-        high = check_number("max_momentum", max_momentum, at_least=low, below=1)
-        levels = [high, low, high, high] if self.three_phase else [high, low, high]
-        return self._curve(_integer_tensor(step), levels)
+        return OneCycleMomentum(self, low, high)
 
     def _curve(self, step, levels):
-        """Passes through `levels`, one more than there are phases, at the ends of the phases."""
-        peak = self.pct_start * self.total_steps - 1
-        last = self.total_steps - 1
-        knots = [0.0, peak, 2 * self.pct_start * self.total_steps - 2, last] if self.three_phase else [0.0, peak, last]
-        phases = [_phase(*ends) for ends in zip(knots[:-1], knots[1:], levels[:-1], levels[1:])]
+        """Passes from level to level, one more than there are phases."""
+        peak, last = self.pct_start * self.total_steps - 1, self.total_steps - 1
+        knots = [0, peak, 2 * peak, last] if self.three_phase else [0, peak, last]
         step = ops.minimum(step, last)
-        passed = [step > math.floor(knot) for knot in knots[1:-1]]
+        value = ops.full_like(step, levels[-1], dtype="float32")
+        for phase in reversed([*zip(knots, knots[1:], levels, levels[1:])]):
+            value = ops.where(step <= math.floor(phase[1]), self._phase(step, *phase), value)
+        return value
 
+    def _phase(self, step, start, end, first, final):
+        """Seen from the lower of its two levels: a sum of positive terms, so that small rates keep their digits."""
+        if end <= start:
+            return final
+        anchor, sign = (start, 1) if first <= final else (end, -1)
         # Whole steps first: their difference is exact, whatever the size of the step.
-        anchor, sign, offset, length, low, span = zip(*phases)
-        whole = _select(passed, [step - a if s > 0 else a - step for a, s in zip(anchor, sign)])
-        share = (ops.cast(whole, "float32") + _pick(passed, offset)) / _pick(passed, length)
+        distance = ops.cast(sign * (step - math.floor(anchor)), "float32") - sign * (anchor % 1)
+        share = distance / (end - start)
         if self.anneal == "cos":
             # (1 - cos(pi x)) / 2, without the cancellation that would blur the small rates at the end.
-            share = ops.square(ops.sin(share * _float32(math.pi / 2)))
-        return _pick(passed, low) + _pick(passed, span) * share
+            share = ops.square(ops.sin(math.pi / 2 * share))
+        return min(first, final) + abs(final - first) * share
 
 
-def _phase(start, end, first, last):
-    """Returns how to get from `first` (at step `start`) to `last` (at step `end`), seen from the lower of the two.
+@keras.saving.register_keras_serializable("nnopt")
+class OneCycleMomentum(_Schedule):
+    """The momentum that goes with a `OneCycle`, as its method `momentum` returns it.
 
-    The curve is low + span * shape(share), share = ((step - anchor) * sign + offset) / length: a sum of positive terms,
-    so that small rates keep their digits.
+    Args:
+        cycle: A OneCycle.
+        low: Momentum at the peak of the rate, in [0, 1).
+        high: Momentum at both ends, in [low, 1).
+
+    Returns (when called with a step, or an array of steps): the momentum, float32, in the shape of the step.
+
+    Raises:
+        TypeError, ValueError: An argument is of the wrong type or out of its range.
     """
-    if end <= start:
-        return 0, 1, 0.0, 1.0, last, 0.0
-    rises = first <= last
-    zero, sign = (start, 1) if rises else (end, -1)
-    anchor = math.floor(zero)
-    return anchor, sign, sign * (anchor - zero), end - start, min(first, last), abs(first - last)
 
+    _arguments = ("cycle", "low", "high")
 
-def _pick(passed, values):
-    """Returns the constant of the phase a step lies in, float32."""
-    return _float32(values[0]) if len(set(values)) == 1 else _select(passed, [_float32(value) for value in values])
+    def __init__(self, cycle, low=0.85, high=0.95):
+        if not isinstance(cycle, OneCycle):
+            raise TypeError(f"`cycle` must be a OneCycle. Received: cycle={cycle!r} (of type {type(cycle).__name__})")
+        self.cycle = cycle
+        self.low = check_number("low", low, at_least=0, below=1)
+        self.high = check_number("high", high, at_least=self.low, below=1)
 
-
-def _select(passed, values):
-    """Returns the first value, or the one after the last knot passed."""
-    result = values[0]
-    for mask, value in zip(passed, values[1:]):
-        result = ops.where(mask, value, result)
-    return result
+    def _rate(self, step):
+        ends = [self.high, self.high] if self.cycle.three_phase else [self.high]
+        return self.cycle._curve(step, [self.high, self.low, *ends])
 
 
 @keras.saving.register_keras_serializable("nnopt")
@@ -381,7 +385,7 @@ class Warmup(_Schedule):
     _arguments = ("schedule", "warmup_steps", "initial_learning_rate")
 
     def __init__(self, schedule, warmup_steps, initial_learning_rate=0.0):
-        self.schedule = _check_schedule("schedule", schedule)
+        self.schedule = _check_part("schedule", schedule)
         self.warmup_steps = check_integer("warmup_steps", warmup_steps, at_least=0, at_most=LARGEST_STEP)
         self.initial_learning_rate = _check_rate("initial_learning_rate", initial_learning_rate, zero=True)
 
@@ -390,19 +394,9 @@ class Warmup(_Schedule):
         if self.warmup_steps == 0:
             return following
         done = ops.minimum(step, self.warmup_steps)
-        length = _float32(self.warmup_steps)
-        rate = following * (ops.cast(done, "float32") / length)
-        if self.initial_learning_rate == 0:
-            return rate
-        left = ops.cast(self.warmup_steps - done, "float32") / length
-        return rate + _float32(self.initial_learning_rate) * left
-
-    def get_config(self):
-        return {**super().get_config(), "schedule": _serialize(self.schedule)}
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(**{**config, "schedule": _deserialize(config["schedule"])})
+        left = self.warmup_steps - done
+        rise = following * ops.cast(done, "float32") + self.initial_learning_rate * ops.cast(left, "float32")
+        return rise / self.warmup_steps
 
 
 @keras.saving.register_keras_serializable("nnopt")
@@ -441,46 +435,24 @@ class Chain(_Schedule):
 
     def _rate(self, step):
         start = 0
-        rates, passed = [], []
-        for schedule, steps in [*self.parts[:-1], (self.parts[-1], None)]:
-            rates.append(_evaluate(schedule, ops.maximum(step - start, 0)))
-            if steps is not None:
-                start += steps
-                passed.append(step >= start)
-        return _select(passed, rates)
-
-    def get_config(self):
-        *timed, last = self.parts
-        return {"parts": [*([_serialize(schedule), steps] for schedule, steps in timed), _serialize(last)]}
-
-    @classmethod
-    def from_config(cls, config):
-        *timed, last = config["parts"]
-        return cls([*((_deserialize(schedule), steps) for schedule, steps in timed), _deserialize(last)])
+        rate = _evaluate(self.parts[0] if len(self.parts) == 1 else self.parts[0][0], step)
+        for (_, steps), part in zip(self.parts, self.parts[1:]):
+            start += steps
+            schedule = part[0] if isinstance(part, tuple) else part
+            rate = ops.where(step >= start, _evaluate(schedule, ops.maximum(step - start, 0)), rate)
+        return rate
 
 
-class _IntegerPowers:
-    """exp(log_base * n) for integers n >= 0 and log_base <= 0, to a few units of float32's last place.
+def _power(log_base, exponent):
+    """Returns exp(log_base * exponent), for log_base <= 0 and integers >= 0, to a few units of float32's last place.
 
-    `pow` in float32 would be wrong by 0.2 % at 0.9999**100000: rounding the base alone does that. So the powers come
-    from float64 tables, one for each digit of n in the number system of base 2**11; no more digits than it takes until
-    the power is zero in float32.
+    One product in float32 would be off by 2**-24 of a possibly large exponent. So the logarithm is cut to its first 12
+    bits, whose product with 12 bits of the exponent is exact, and the small rest is put in by itself.
     """
-
-    def __init__(self, log_base):
-        # exp(-104) is less than half of float32's smallest number.
-        self.largest = LARGEST_STEP if log_base > -104 / LARGEST_STEP else math.ceil(-104 / log_base)
-        places = 2 ** np.arange(0, self.largest.bit_length(), 11, dtype="float64")
-        digits = np.arange(2**11, dtype="float64")
-        self.tables = [np.exp(log_base * digits * place).astype("float32") for place in places]
-
-    def __call__(self, n):
-        n = ops.minimum(n, self.largest)
-        result = 1.0
-        for table in self.tables[:-1]:
-            result = result * ops.take(table, n % 2**11)
-            n = n // 2**11
-        return result * ops.take(self.tables[-1], n)
+    mantissa, shift = math.frexp(log_base)
+    coarse = math.ldexp(math.trunc(math.ldexp(mantissa, 12)), shift - 12)
+    high, low, whole = (ops.cast(part, "float32") for part in (exponent // 4096, exponent % 4096, exponent))
+    return ops.exp(high * (4096 * coarse)) * ops.exp(low * coarse) * ops.exp(whole * (log_base - coarse))
 
 
 def _integer_tensor(step):
@@ -491,22 +463,24 @@ def _integer_tensor(step):
     return step if dtype in ("int32", "int64") else ops.cast(step, "int64" if dtype[-2:] in ("32", "64") else "int32")
 
 
-def _float32(value):
-    return ops.convert_to_tensor(value, "float32")
-
-
 def _evaluate(schedule, step):
     if isinstance(schedule, float):
         return ops.full_like(step, schedule, dtype="float32")
     return ops.cast(schedule(step), "float32")
 
 
-def _serialize(schedule):
-    return schedule if isinstance(schedule, float) else keras.saving.serialize_keras_object(schedule)
+def _serialize(value):
+    """What JSON can hold: schedules by their class and config, also in the lists of a chain."""
+    if isinstance(value, (list, tuple)):
+        return [_serialize(item) for item in value]
+    is_schedule = isinstance(value, keras.optimizers.schedules.LearningRateSchedule)
+    return keras.saving.serialize_keras_object(value) if is_schedule else value
 
 
-def _deserialize(schedule):
-    return keras.saving.deserialize_keras_object(schedule) if isinstance(schedule, dict) else schedule
+def _deserialize(value):
+    if isinstance(value, (list, tuple)):
+        return [_deserialize(item) for item in value]
+    return keras.saving.deserialize_keras_object(value) if isinstance(value, dict) else value
 
 
 def _check_rate(name, value, zero=False):
@@ -514,50 +488,53 @@ def _check_rate(name, value, zero=False):
     return check_number(name, value, at_most=LARGEST_RATE, **bound)
 
 
-def _check_schedule(name, value):
+def check_schedule(name, value, **bounds):
+    """Returns a schedule as it is, and a number within the bounds of `check_number` as a float."""
     if isinstance(value, keras.optimizers.schedules.LearningRateSchedule):
         return value
     try:
-        return _check_rate(name, value)
-    except TypeError:
-        rule = "a keras.optimizers.schedules.LearningRateSchedule or a number > 0"
-        message = f"`{name}` must be {rule}. Received: {name}={value!r} (of type {type(value).__name__})"
+        return check_number(name, value, **bounds)
+    except TypeError as error:
+        message = str(error).replace("must be a", "must be a keras.optimizers.schedules.LearningRateSchedule or a", 1)
         raise TypeError(message) from None
 
 
+def _check_part(name, value):
+    return check_schedule(name, value, above=0, at_most=LARGEST_RATE)
+
+
 def _check_milestones(milestones):
-    rule = "`milestones` must be a list of strictly increasing integers, not empty, or one integer."
     if isinstance(milestones, numbers.Integral):
         return check_integer("milestones", milestones, at_least=1, at_most=LARGEST_STEP)
-    if not isinstance(milestones, (list, tuple)):
-        raise TypeError(f"{rule} Received: milestones={milestones!r} (of type {type(milestones).__name__})")
-    result = [
+    rule = "`milestones` must be strictly increasing integers >= 1, at least one, or one integer."
+    steps = [
         check_integer(f"milestones[{index}]", step, at_least=1, at_most=LARGEST_STEP)
-        for index, step in enumerate(milestones)
+        for index, step in enumerate(_listed("milestones", milestones, rule))
     ]
-    if not result or any(later <= earlier for earlier, later in itertools.pairwise(result)):
+    if any(later <= earlier for earlier, later in itertools.pairwise(steps)):
         raise ValueError(f"{rule} Received: milestones={milestones!r}")
-    return result
+    return steps
 
 
 def _check_parts(parts):
     rule = "`parts` must be a list [(schedule, steps), ..., schedule]."
-    if not isinstance(parts, (list, tuple)):
-        raise TypeError(f"{rule} Received: parts={parts!r} (of type {type(parts).__name__})")
-    if not parts:
-        raise ValueError(f"{rule} Received: parts={parts!r}")
-    *timed, last = parts
+    *timed, last = _listed("parts", parts, rule)
+    result = []
     for index, part in enumerate(timed):
         if not isinstance(part, (list, tuple)) or len(part) != 2:
             raise TypeError(f"{rule} Received: parts[{index}]={part!r}")
-    timed = [
-        (
-            _check_schedule(f"parts[{index}][0]", schedule),
-            check_integer(f"parts[{index}][1]", steps, at_least=1, at_most=LARGEST_STEP),
-        )
-        for index, (schedule, steps) in enumerate(timed)
-    ]
-    total = sum(steps for _, steps in timed)
-    if total > LARGEST_STEP:
+        steps = check_integer(f"parts[{index}][1]", part[1], at_least=1, at_most=LARGEST_STEP)
+        result.append((_check_part(f"parts[{index}][0]", part[0]), steps))
+    if sum(steps for _, steps in result) > LARGEST_STEP:
         raise ValueError(f"The steps of `parts` must sum to at most {LARGEST_STEP}. Received: parts={parts!r}")
-    return [*timed, _check_schedule(f"parts[{len(timed)}]", last)]
+    return [*result, _check_part(f"parts[{len(timed)}]", last)]
+
+
+def _listed(name, values, rule):
+    """Returns the list of what is one, a tuple, a range or a NumPy array; not of a string or a set."""
+    result = values.tolist() if hasattr(values, "tolist") else values
+    if not isinstance(result, (list, tuple, range)):
+        raise TypeError(f"{rule} Received: {name}={values!r} (of type {type(values).__name__})")
+    if not result:
+        raise ValueError(f"{rule} Received: {name}={values!r}")
+    return list(result)

@@ -6,9 +6,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from nnopt.callbacks.learning_rate import _iteration
-from nnopt.callbacks.resume import _numpy
+from nnopt._gradients import compiled, value_and_gradients
+from nnopt._keras import batch_counter
+from nnopt._state import preserved_random_state
 from nnopt.checks import check_integer
+
+# Of the loss, where layers compute in float16, in which small gradients would be 0: the largest that overflows nowhere.
+SCALES = (2.0**15, 2.0**10, 2.0**5, 1.0)
 
 
 class GradientMonitor(keras.callbacks.Callback):
@@ -28,9 +32,9 @@ class GradientMonitor(keras.callbacks.Callback):
         x: Inputs of the batch, an array, or a tuple, list or dict of arrays.
         y: Targets of the batch, or None.
         sample_weight: Weights of its examples, or None.
-        every: Steps between two records, an integer >= 1: steps 0, every, 2 every, ... of the optimizer. With
-            `steps_per_execution` > 1 a step is looked at only where an execution begins there, and the update is that
-            of the whole execution.
+        every: Steps between two records, an integer >= 1: steps 0, every, 2 every, ... of the optimizer, counted in
+            batches. With `steps_per_execution` > 1 a step is looked at only where an execution begins there, and the
+            update is that of the whole execution.
 
     Raises:
         TypeError, ValueError: `every` is of the wrong type or out of its range.
@@ -73,27 +77,25 @@ class GradientMonitor(keras.callbacks.Callback):
 
     def table(self):
         """Returns the last record as a list of dicts, one for a layer."""
-        history = self.history
-        names = ("gradient_norm", "weight_norm", "update_ratio")
-        return (
-            [
-                {"layer": layer, **{name: float(history[name][-1, index]) for name in names}}
-                for index, layer in enumerate(self.layers)
-            ]
-            if len(history["step"])
-            else []
-        )
+        if not self._records["step"]:
+            return []
+        last = {name: rows[-1] for name, rows in self._records.items() if name != "step"}
+        return [
+            {"layer": layer, **{name: float(row[index]) for name, row in last.items()}}
+            for index, layer in enumerate(self.layers)
+        ]
 
     def on_train_begin(self, logs=None):
+        if not self.model.built:
+            self.model(self._batch[0])
         groups = _layers_with_weights(self.model)
         self.layers = [name for name, _ in groups]
         self._variables = [variables for _, variables in groups]
-        self._iteration = _iteration(self.model.optimizer)
         self._gradients = _gradient_function(self.model, self._batch, [v for group in self._variables for v in group])
 
     def on_train_batch_begin(self, batch, logs=None):
-        _ = self.model
-        step = int(self._iteration.value)
+        # Reading `self.model` brings JAX's state up to date.
+        step = int(ops.convert_to_numpy(batch_counter(self.model.optimizer)))
         self._pending = None
         if step % self.every == 0:
             gradients = iter(self._gradients())
@@ -122,7 +124,7 @@ class GradientMonitor(keras.callbacks.Callback):
         self._records = {name: list(state[name]) for name in self._records}
 
     def _weights(self):
-        return [[_numpy(variable) for variable in group] for group in self._variables]
+        return [[np.array(ops.convert_to_numpy(variable)) for variable in group] for group in self._variables]
 
 
 def _norm(arrays):
@@ -153,54 +155,39 @@ def _gradient_function(model, batch, variables):
     batch = keras.tree.map_structure(
         lambda part: None if part is None else ops.convert_to_tensor(part), batch, none_is_leaf=True
     )
-    x, y, sample_weight = batch
     others = [variable for variable in model.variables if not any(variable is own for own in variables)]
+    is_float16 = any(layer.compute_dtype == "float16" for layer in [model, *model.layers])
 
-    def loss(values, other_values):
+    def scaled_loss(values, other_values, batch, scale):
+        x, y, sample_weight = batch
         # Inside the scope nothing is assigned: statistics, seeds and metrics stay as they are.
         mapping = [*zip(variables, values), *zip(others, other_values)]
         with keras.StatelessScope(mapping, collect_losses=True):
             y_pred = model(x, training=True)
-            return model.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight)
+            loss = model.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight)
+        return loss * (scale * _replicas()), None
 
-    gradient = _gradient_of(loss)
+    @compiled
+    def gradients_of(values, *rest):
+        return value_and_gradients(lambda tensors: scaled_loss(tensors, *rest), values)[1]
 
     def gradients():
-        values = gradient([variable.value for variable in variables], [variable.value for variable in others])
-        return [
-            np.zeros(variable.shape) if value is None else np.array(ops.convert_to_numpy(value))
-            for variable, value in zip(variables, values)
-        ]
+        values, other_values = ([ops.convert_to_tensor(variable) for variable in part] for part in (variables, others))
+        for scale in SCALES if is_float16 else (1.0,):
+            with preserved_random_state():
+                result = gradients_of(values, other_values, batch, ops.convert_to_tensor(scale, "float32"))
+            result = [ops.convert_to_numpy(gradient).astype("float64") / scale for gradient in result]
+            if all(np.isfinite(gradient).all() for gradient in result):
+                break
+        return result
 
     return gradients
 
 
-def _gradient_of(loss):
-    if keras.backend.backend() == "jax":
-        import jax
+def _replicas():
+    """By how many Keras divides a loss under a distribution strategy of TensorFlow."""
+    if keras.backend.backend() != "tensorflow":
+        return 1
+    import tensorflow as tf
 
-        return jax.jit(jax.grad(loss))
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        @tf.function
-        def gradient(values, others):
-            values = [tf.convert_to_tensor(value) for value in values]
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(values)
-                value = loss(values, [tf.convert_to_tensor(other) for other in others])
-            return [
-                tf.convert_to_tensor(part)
-                for part in tape.gradient(value, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-            ]
-
-        return gradient
-    import torch
-
-    def gradient(values, others):
-        values = [value.detach().clone().requires_grad_(True) for value in values]
-        # Dropout draws from torch's global generator there.
-        with torch.enable_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            return torch.autograd.grad(loss(values, others), values, allow_unused=True)
-
-    return gradient
+    return tf.distribute.get_strategy().num_replicas_in_sync
