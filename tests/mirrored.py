@@ -1,10 +1,11 @@
-"""Under MirroredStrategy on two logical CPUs: `python tests/mirrored.py state` or `... resume`. A script, not a test,
-since TensorFlow splits a processor only before its first use."""
+"""Saves, restores and resumes under MirroredStrategy on two logical CPUs.
+
+A script, not a test, since TensorFlow splits a processor only before its first use.
+"""
 
 # ruff: noqa: E402
 
 import os
-import sys
 import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -92,4 +93,5 @@ def resume():
 
 
 if __name__ == "__main__":
-    {"state": state, "resume": resume}[sys.argv[1]]()
+    state()
+    resume()

@@ -22,10 +22,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 
-from nnopt.callbacks import EarlyStopping, OneCycleLR, Resume
-from nnopt.data.ordered import OrderedDataset
+from nnopt.callbacks import CyclicalLR, EarlyStopping, Resume
+from nnopt.data.ordered import EpochPipeline, OrderedDataset
 
 EPOCHS, BATCHES = 5, 10
+PIPELINE = False
 STAGES = ("before the write", "half written", "written", "flushed", "renamed", "old ones removed")
 
 
@@ -74,6 +75,8 @@ def train(directory, pipe):
     numbers = np.random.default_rng(0)
     x, y = numbers.normal(size=(76, 6)).astype("float32"), numbers.integers(0, 3, 76)
     data = OrderedDataset(x, y, batch_size=8, seed=3)
+    if PIPELINE:
+        data = EpochPipeline(data.batches, BATCHES, "the same batches, as a function of the epoch")
     layers = keras.layers
     model = keras.Sequential(
         [
@@ -89,12 +92,12 @@ def train(directory, pipe):
     model.compile(keras.optimizers.Adam(0.01), loss=loss, metrics=["accuracy"])
     callbacks = [
         Signal(pipe),
-        OneCycleLR(0.02, EPOCHS * BATCHES),
+        CyclicalLR(0.001, 0.02, step_size=7),
         Noise(),
         EarlyStopping("loss", patience=9),
         Resume(directory, data, save_freq=3),
     ]
-    history = model.fit(data, epochs=EPOCHS, shuffle=False, verbose=0, callbacks=callbacks)
+    history = model.fit(data, epochs=EPOCHS, verbose=0, callbacks=callbacks)
     result = {str(i): np.array(keras.ops.convert_to_numpy(v)) for i, v in enumerate(model.variables)}
     result |= {f"slot {i}": np.array(keras.ops.convert_to_numpy(v)) for i, v in enumerate(model.optimizer.variables)}
     return result | {name: np.array(values) for name, values in history.history.items()}
@@ -201,7 +204,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pipeline", action="store_true", help="an EpochPipeline instead of an OrderedDataset")
     arguments = parser.parse_args()
+    global PIPELINE
+    PIPELINE = arguments.pipeline
     choose = random.Random(arguments.seed)
     folder = pathlib.Path(tempfile.mkdtemp())
     try:

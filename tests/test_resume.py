@@ -7,13 +7,16 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 
 import keras
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from keras import ops
 
-from nnopt.callbacks import CyclicalLR, EarlyStopping, Resume, StepDecayLR
+from nnopt.callbacks import EarlyStopping, Resume, StepDecayLR
 from nnopt.callbacks import _checkpoints as checkpoints
 from nnopt.data.ordered import EpochPipeline, OrderedDataset, epoch_order
 
@@ -104,6 +107,10 @@ def plateau():
     return [keras.callbacks.ReduceLROnPlateau("loss", factor=0.5, patience=1, min_delta=10.0), Draws()]
 
 
+def curves():
+    return [StepDecayLR(0.05, [1, 3], 0.5)]
+
+
 class Draws(keras.callbacks.Callback):
     """Draws from the global generators of Python, NumPy and Keras, as augmentation would."""
 
@@ -122,14 +129,9 @@ class Draws(keras.callbacks.Callback):
     ("callbacks", "place", "save_freq", "arguments"),
     [
         (list, (2, 1), "epoch", {}),
-        pytest.param(list, (0, 0), "epoch", {}, marks=pytest.mark.thorough),
-        (list, (2, 3), 2, {}),
-        pytest.param(list, (0, 4), 3, {}, marks=pytest.mark.thorough),
-        pytest.param(plateau, (2, 1), "epoch", {}, marks=pytest.mark.thorough),
         (plateau, (3, 3), 1, {}),
         (stops_early, (1, 1), 2, {"validation_data": (X, Y)}),
-        pytest.param(lambda: [CyclicalLR(0.01, 0.05, step_size=7)], (2, 3), 2, {}, marks=pytest.mark.thorough),
-        (lambda: [StepDecayLR(0.05, [1, 3], 0.5)], (2, 3), 2, {}),
+        (curves, (2, 3), 2, {"shuffle": False}),
     ],
 )
 def test_a_resumed_run_equals_one_that_was_never_interrupted(
@@ -143,12 +145,26 @@ def test_a_resumed_run_equals_one_that_was_never_interrupted(
     assert history.epoch == resumed[2].epoch
 
 
-@pytest.mark.parametrize("callbacks", [list, stops_early])
-def test_after_its_end_the_same_script_trains_no_more_and_has_the_same_result(tmp_path, callbacks):
+@pytest.mark.thorough
+@given(
+    st.sampled_from([list, plateau, curves]), st.integers(0, 3), st.integers(0, 4), st.sampled_from(["epoch", 1, 2, 3])
+)
+@settings(max_examples=20, deadline=None)
+def test_a_run_killed_anywhere_equals_one_that_was_never_interrupted(uninterrupted, callbacks, epoch, batch, save_freq):
+    with tempfile.TemporaryDirectory() as folder:
+        killed(folder, place=(epoch, batch), callbacks=callbacks(), save_freq=save_freq)
+        resumed = run(folder, [*callbacks(), nobody()], save_freq=save_freq)
+    assert_equal(uninterrupted(callbacks)[0], resumed[1])
+    assert uninterrupted(callbacks)[1].history == resumed[2].history
+
+
+@pytest.mark.parametrize(("callbacks", "end"), [(list, "complete: 4"), (stops_early, "stopped by a callback: 2")])
+def test_after_its_end_the_same_script_trains_no_more_says_so_and_has_the_same_result(tmp_path, callbacks, end):
     arguments = {"validation_data": (X, Y)}
     first = run(tmp_path, callbacks(), **arguments)
     files = sorted((path.name, path.stat().st_mtime_ns) for path in tmp_path.iterdir())
-    again = run(tmp_path, callbacks(), **arguments)
+    with pytest.warns(UserWarning, match=f"The run in {tmp_path} is {end} epochs. Nothing is trained"):
+        again = run(tmp_path, callbacks(), **arguments)
     assert_equal(first[1], again[1])
     assert first[2].history == again[2].history
     assert sorted((path.name, path.stat().st_mtime_ns) for path in tmp_path.iterdir()) == files
@@ -180,7 +196,9 @@ def test_two_fits_of_a_script_resume_in_two_folders(tmp_path):
     whole = script(tmp_path / "whole")
     with pytest.raises(Killed):
         script(tmp_path / "killed", (1, 3))
-    assert_equal(whole[1], script(tmp_path / "killed")[1])
+    with pytest.warns(UserWarning, match="complete: 2 epochs"):
+        again = script(tmp_path / "killed")
+    assert_equal(whole[1], again[1])
 
 
 def test_a_model_that_is_built_by_its_first_batch_resumes(tmp_path):
@@ -233,36 +251,31 @@ def stored(tmp_path_factory):
     return folder
 
 
-def damage_by_truncation(path):
-    path.write_bytes(path.read_bytes()[:-100])
+def bit_flipped(content):
+    return content[: len(content) // 2] + bytes([content[len(content) // 2] ^ 1]) + content[len(content) // 2 + 1 :]
 
 
-def damage_to_nothing(path):
-    path.write_bytes(b"")
+@pytest.mark.parametrize("damage", [lambda content: content[:-100], lambda content: b"", bit_flipped])
+def test_a_damaged_checkpoint_is_recognised_and_the_one_before_is_used(tmp_path, damage):
+    for number in range(3):
+        checkpoints.write(tmp_path, {"number": number, "array": np.full(100, number)}, keep=3)
+    third, second, first = sorted(tmp_path.glob("*.nnopt"), reverse=True)
+    third.write_bytes(damage(third.read_bytes()))
+    with pytest.warns(UserWarning, match=f"{third.name} is damaged"):
+        path, state = checkpoints.newest(tmp_path)
+    assert (path, state["number"]) == (second, 1)
+    assert third.with_suffix(".corrupt").exists()
+    for path in (first, second):
+        path.write_bytes(b"")
+    with pytest.warns(UserWarning, match="is damaged"):
+        assert checkpoints.newest(tmp_path) is None
 
 
-def damage_of_a_bit(path):
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(bytes(content))
-
-
-@pytest.mark.parametrize("damage", [damage_by_truncation, damage_to_nothing, damage_of_a_bit])
-def test_a_damaged_checkpoint_is_recognised_and_the_one_before_is_used(tmp_path, uninterrupted, stored, damage):
+def test_a_run_whose_newest_checkpoint_is_damaged_still_ends_the_same(tmp_path, uninterrupted, stored):
     folder = shutil.copytree(stored, tmp_path / "killed")
     newest = max(folder.glob("*.nnopt"))
-    damage(newest)
+    newest.write_bytes(newest.read_bytes()[:-100])
     with pytest.warns(UserWarning, match=f"{newest.name} is damaged"):
-        resumed = run(folder, [nobody()])
-    assert_equal(uninterrupted()[0], resumed[1])
-    assert newest.with_suffix(".corrupt").exists()
-
-
-def test_when_every_checkpoint_is_damaged_training_begins_anew(tmp_path, uninterrupted, stored):
-    folder = shutil.copytree(stored, tmp_path / "killed")
-    for path in folder.glob("*.nnopt"):
-        damage_to_nothing(path)
-    with pytest.warns(UserWarning, match="is damaged"):
         assert_equal(uninterrupted()[0], run(folder, [nobody()])[1])
 
 
@@ -312,29 +325,34 @@ def test_a_write_that_ends_anywhere_leaves_a_whole_checkpoint(tmp_path, monkeypa
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_the_state_of_callbacks_comes_back_as_it_was(tmp_path):
-    ml_dtypes = pytest.importorskip("ml_dtypes")
-    tree = {
-        "a": [1, 2.5, None, "text", True],
-        "nan": float("nan"),
-        "array": {"array": np.arange(6.0).reshape(2, 3)},
-        "half": np.ones(2, ml_dtypes.bfloat16),
-        "scalar": np.array(3, "int64"),
-        "dict": {},
-    }
-    checkpoints.write(tmp_path, tree, keep=2)
-    back = checkpoints.newest(tmp_path)[1]
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+LEAVES |= st.tuples(
+    st.sampled_from(["float32", "int8", "bfloat16", "bool"]), st.lists(st.integers(0, 3), max_size=3)
+).map(lambda pair: np.arange(np.prod(pair[1])).reshape(pair[1]).astype(np.dtype(pair[0])))
+
+
+@given(st.recursive(LEAVES, lambda nodes: st.lists(nodes, max_size=3) | st.dictionaries(st.text(), nodes, max_size=3)))
+@settings(max_examples=60, deadline=None)
+def test_the_state_of_callbacks_comes_back_as_it_was(tree):
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints.write(pathlib.Path(folder), tree, keep=2)
+        back = checkpoints.newest(pathlib.Path(folder))[1]
     np.testing.assert_equal(back, tree)
-    assert back["half"].dtype == ml_dtypes.bfloat16
-    assert back["scalar"].shape == ()
+    arrays = [value for value in keras.tree.flatten([tree, back]) if isinstance(value, np.ndarray)]
+    half = len(arrays) // 2
+    assert [array.dtype for array in arrays[:half]] == [array.dtype for array in arrays[half:]]
 
 
-def test_a_state_that_cannot_be_stored_is_named(tmp_path):
+@pytest.mark.parametrize("state", [{"thing": object()}, {1: "one"}, {"arrays": np.array([None])}])
+def test_a_state_that_cannot_be_written_is_found_before_anything_is_trained(tmp_path, state):
     class Odd(Kill):
         def get_state(self):
-            return {"thing": object()}
+            return state
 
-    with pytest.raises(TypeError, match="state of a callback must be made of"):
+        def on_epoch_begin(self, epoch, logs=None):
+            raise AssertionError("training began")
+
+    with pytest.raises(TypeError, match=r"The state of Odd cannot be written(.|\n)*Received: "):
         run(tmp_path, [Odd(-1, -1)])
 
 
@@ -342,11 +360,8 @@ def test_a_state_that_cannot_be_stored_is_named(tmp_path):
     ("change", "part"),
     [
         ({"model": lambda: network(units=5)}, "model"),
-        ({"model": lambda: network(keras.optimizers.SGD(0.01))}, "optimizer"),
         ({"model": lambda: network(keras.optimizers.Adam(0.01, beta_1=0.8))}, "beta_1"),
         ({"data": lambda: dataset(seed=4)}, "seed"),
-        ({"data": lambda: dataset(batch_size=5)}, "batch_size"),
-        ({"data": lambda: dataset(x=X + 1)}, "checksum"),
         ({"callbacks": lambda: [EarlyStopping("loss")]}, "callbacks"),
     ],
 )
@@ -380,11 +395,12 @@ def test_only_whole_checkpoints_are_kept_and_as_many_as_asked_for(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "name"),
     [
-        *[({"directory": value}, "directory") for value in (None, 3, "", b"")],
-        *[({"data": value}, "data") for value in (X, "data", 3)],
-        *[({"save_freq": value}, "save_freq") for value in (0, -1, 1.5, "batch", None, True)],
+        ({"directory": 3}, "directory"),
+        ({"directory": ""}, "directory"),
+        ({"data": X}, "data"),
+        ({"save_freq": 0}, "save_freq"),
         ({"save_freq": 3, "data": None}, "save_freq"),
-        *[({"keep": value}, "keep") for value in (1, 0, 2.5, "2", None)],
+        ({"keep": 1}, "keep"),
     ],
 )
 def test_a_bad_argument_is_refused_with_its_name_and_value(arguments, name):
@@ -392,16 +408,70 @@ def test_a_bad_argument_is_refused_with_its_name_and_value(arguments, name):
         Resume(**{"directory": "runs", "data": dataset(), **arguments})
 
 
-@pytest.mark.thorough
+def tfds_pipeline():
+    """Five batches of a mocked MNIST, shuffled and read by TensorFlow Datasets."""
+    tfds = pytest.importorskip("tensorflow_datasets", reason="needs tensorflow-datasets")
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("pipelines of tf.data are tested on TensorFlow")
+    with tfds.testing.mock_data(num_examples=20):
+        images = tfds.load("mnist", split="train", as_supervised=True)
+
+    def make(epoch):
+        # Three pixels of each image, and its label.
+        batches = images.shuffle(20, seed=epoch).batch(4)
+        return batches.map(
+            lambda x, y: (ops.cast(x[:, 14, 12:15, 0], "float32") / 255, ops.cast(y[:, None], "float32"))
+        )
+
+    return EpochPipeline(make, 5, "mocked mnist")
+
+
+def grain_pipeline():
+    grain = pytest.importorskip("grain", reason="needs grain")
+    if keras.backend.backend() == "tensorflow":
+        pytest.skip("pipelines of Grain are tested on JAX and torch")
+
+    def make(epoch):
+        return grain.MapDataset.range(20).seed(epoch).shuffle().map(lambda row: (X[row], Y[row])).batch(4)
+
+    return EpochPipeline(make, 5, "grain")
+
+
+def generator_pipeline():
+    def make(epoch):
+        for rows in epoch_order(20, 7, epoch).reshape(5, 4):
+            yield X[rows], Y[rows]
+
+    return EpochPipeline(make, 5, "a generator")
+
+
+@pytest.mark.parametrize("pipeline", [tfds_pipeline, grain_pipeline, generator_pipeline])
+def test_a_pipeline_killed_in_the_middle_of_an_epoch_resumes(tmp_path, pipeline):
+    data = pipeline()
+    whole = run(tmp_path / "whole", [nobody()], epochs=3, data=data, save_freq=2)
+    killed(tmp_path / "killed", place=(1, 3), epochs=3, data=data, save_freq=2)
+    resumed = run(tmp_path / "killed", [nobody()], epochs=3, data=pipeline(), save_freq=2)
+    assert_equal(whole[1], resumed[1])
+    assert whole[2].history == resumed[2].history
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow's distribution strategies")
+def test_a_run_on_two_replicas_resumes_and_replicas_that_differ_keep_their_own_values():
+    script = pathlib.Path(__file__).with_name("mirrored.py")
+    done = subprocess.run([sys.executable, "-W", "ignore", script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "killed at step 9\nkilled at step 15" in done.stdout
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.thorough)])
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
-def test_processes_killed_with_sigkill_end_with_the_same_weights():
+def test_processes_killed_with_sigkill_end_with_the_same_weights(kills):
     script = pathlib.Path(__file__).with_name("resume_kills.py")
-    # One within a save, one within an epoch; `python tests/resume_kills.py --kills 20` does it at length.
     output = subprocess.run(
-        [sys.executable, "-W", "ignore", script, "--kills", "2", "--seed", "1"],
+        [sys.executable, "-W", "ignore", script, "--kills", str(kills), "--seed", "1"],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=3000,
     )
     assert output.returncode == 0, output.stdout + output.stderr
-    assert re.search(r": 2 kills in \d+ runs, 0 runs with other weights", output.stdout)
+    assert re.search(rf": {kills} kills in \d+ runs, 0 runs with other weights", output.stdout)

@@ -1,10 +1,7 @@
 """Variables and random states: saved, changed, and back as they were."""
 
 import contextlib
-import pathlib
 import random
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -78,10 +75,3 @@ def test_variables_of_all_kinds_come_back_and_later_ones_keep_their_first_values
     assert first.numpy().tolist() == [0, 1, 2, 3]
     assert float(np.array(keras.ops.convert_to_numpy(half))) == 1.5
     assert late.numpy().tolist() == [2.0]
-
-
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow's distribution strategies")
-def test_replicas_that_differ_keep_their_own_values():
-    script = pathlib.Path(__file__).with_name("mirrored.py")
-    done = subprocess.run([sys.executable, "-W", "ignore", script, "state"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr

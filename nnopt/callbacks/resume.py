@@ -232,7 +232,7 @@ class Resume(keras.callbacks.Callback):
         for callback, (_, callback_state) in zip(self._stateful(), state["callbacks"]):
             _set_state_of(callback, callback_state)
         for callback in self._others:
-            if not type(callback).__module__.startswith("keras.") and callback not in self._stateful():
+            if not type(callback).__module__.startswith(("keras.", "nnopt.")) and callback not in self._stateful():
                 warnings.warn(
                     f"{type(callback).__name__} has no get_state and set_state: what it remembered is lost.",
                     stacklevel=2,
