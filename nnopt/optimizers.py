@@ -70,7 +70,7 @@ class SGD(_Scheduled, class_made_by(keras.optimizers.SGD)):
         w = w + momentum(t) * velocity - learning_rate(t) * gradient           nesterov=True
 
     t counts batches from 0. Keras has the rate inside the velocity, torch.optim.SGD outside: with a changing rate the
-    two differ, see `Others`.
+    two agree only where momentum(t) of Keras is torch's times learning_rate(t) / learning_rate(t - 1).
 
     Args:
         learning_rate: A float > 0, or a `keras.optimizers.schedules.LearningRateSchedule`.

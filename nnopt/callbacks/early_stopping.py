@@ -1,13 +1,11 @@
 """Early stopping that keeps its state over a restart and gives the best weights back after Ctrl-C, too."""
 
-import inspect
 import math
 import signal
 import threading
 
 import keras
 
-from nnopt._keras import callback_list as _callback_list
 from nnopt.checks import check_boolean, check_choice, check_integer, check_number
 
 
@@ -17,9 +15,8 @@ class EarlyStopping(keras.callbacks.EarlyStopping):
     - NaN and infinity never become the best value: such an epoch counts as one without improvement.
     - The weights of the best epoch come back at the end, at an early stop and on Ctrl-C. Ctrl-C (SIGINT, also Jupyter's
       stop button) is held back until the batch at hand is done, then the weights are put back and KeyboardInterrupt
-      goes on its way; a second Ctrl-C acts at once. A KeyboardInterrupt raised by another callback is noticed as well.
-      In what cannot be noticed (`fit` in a thread, an interrupt raised by the data, a SIGINT handler of your own), call
-      `restore()` in your `except`.
+      goes on its way; a second Ctrl-C acts at once. In what cannot be noticed (`fit` in a thread, a KeyboardInterrupt
+      raised by the data or a callback, a SIGINT handler of your own), call `restore()` in your `except`.
     - `Resume` keeps its state, best weights included, so that patience is not begun anew by a restart.
 
     Args:
@@ -74,7 +71,7 @@ class EarlyStopping(keras.callbacks.EarlyStopping):
             start_from_epoch=check_integer("start_from_epoch", start_from_epoch, at_least=0),
         )
         self._interrupted = False
-        self._handler = None
+        self._handler_before = self._trained = None
 
     def restore(self):
         """Puts the weights of the best epoch so far into the model; does nothing when there is none."""
@@ -84,9 +81,13 @@ class EarlyStopping(keras.callbacks.EarlyStopping):
     def on_train_begin(self, logs=None):
         super().on_train_begin(logs)
         self._interrupted = False
-        if self.restore_best_weights:
-            self._guard(_callback_list())
-            self._hold_back_interrupts()
+        # Kept for the handler: reading `self.model` there would write JAX's state in the middle of a step.
+        self._trained = self.model
+        if self.restore_best_weights and threading.current_thread() is threading.main_thread():
+            before = signal.getsignal(signal.SIGINT)
+            if before is signal.default_int_handler or isinstance(getattr(before, "__self__", None), EarlyStopping):
+                self._handler_before = before
+                signal.signal(signal.SIGINT, self._interrupt)
 
     def on_epoch_end(self, epoch, logs=None):
         self._raise_if_interrupted()
@@ -106,72 +107,38 @@ class EarlyStopping(keras.callbacks.EarlyStopping):
         self._raise_if_interrupted()
 
     def on_train_end(self, logs=None):
-        self._let_interrupts_through()
         super().on_train_end(logs)
+        self._let_interrupts_through()
         self._raise_if_interrupted()
 
     def get_state(self):
         """Returns the best value, its epoch and weights, and the patience used up."""
-        return {name: getattr(self, name) for name in _STATE_OF_EARLY_STOPPING}
+        return {name: getattr(self, name) for name in _STATE}
 
     def set_state(self, state):
         """Takes back what `get_state` returned."""
-        for name in _STATE_OF_EARLY_STOPPING:
+        for name in _STATE:
             setattr(self, name, state[name])
 
-    def _guard(self, callback_list):
-        """Callbacks hear of no exception. What another callback raises passes through the list that calls them."""
-        if callback_list is None:
-            return
-        for event in ("epoch", "train_batch", "test_batch"):
-            for name in (f"on_{event}_begin", f"on_{event}_end"):
-                setattr(callback_list, name, self._guarded(getattr(callback_list, name)))
-
-    def _guarded(self, method):
-        def guarded(*arguments, **keywords):
-            try:
-                return method(*arguments, **keywords)
-            except BaseException as error:
-                self._let_interrupts_through()
-                if isinstance(error, KeyboardInterrupt):
-                    self.restore()
-                raise
-
-        return guarded
-
-    def _hold_back_interrupts(self):
-        if threading.current_thread() is not threading.main_thread():
-            return
-        handler = signal.getsignal(signal.SIGINT)
-        owner = getattr(handler, "__self__", None)
-        left_over = isinstance(owner, EarlyStopping) and not owner._trains(inspect.currentframe())
-        if handler is signal.default_int_handler or left_over:
-            # One object, kept: Python makes a new bound method at every access.
-            self._handler = self._interrupt
-            signal.signal(signal.SIGINT, self._handler)
-
-    def _let_interrupts_through(self):
-        if self._handler is not None and signal.getsignal(signal.SIGINT) is self._handler:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        self._handler = None
-
     def _interrupt(self, number, frame):
-        # After an exception in `fit` this handler may still be in place: it acts only while the model trains.
-        if self._interrupted or not self._trains(frame):
+        """Notes a Ctrl-C. A second one acts at once, and so does one after `fit` failed and left this handler here."""
+        while frame is not None and frame.f_locals.get("self") is not self._trained:
+            frame = frame.f_back
+        if self._interrupted or frame is None:
             self._let_interrupts_through()
             raise KeyboardInterrupt
         self._interrupted = True
 
-    def _trains(self, frame):
-        """Whether a method of the model, `fit` that is, is among the callers."""
-        while frame is not None and frame.f_locals.get("self") is not self._model:
-            frame = frame.f_back
-        return frame is not None
+    def _let_interrupts_through(self):
+        if signal.getsignal(signal.SIGINT) == self._interrupt:
+            signal.signal(signal.SIGINT, self._handler_before)
 
     def _raise_if_interrupted(self):
         if self._interrupted:
             self._interrupted = False
+            self._let_interrupts_through()
+            self.restore()
             raise KeyboardInterrupt
 
 
-_STATE_OF_EARLY_STOPPING = ("best", "best_epoch", "best_weights", "wait", "stopped_epoch")
+_STATE = ("best", "best_epoch", "best_weights", "wait", "stopped_epoch")
