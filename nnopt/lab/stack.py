@@ -7,13 +7,14 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+import nnopt.optimizers
 from nnopt import _keras
 
 # The numbers of each optimizer that may differ from run to run in one stack. An optimizer stands here if its update
 # works entry by entry: applied to stacked weights it is then as many independent optimizers as there are runs.
 _ELEMENTWISE = {
     "SGD": {"learning_rate", "momentum", "weight_decay"},
-    "RMSprop": {"learning_rate", "rho", "momentum", "epsilon", "weight_decay"},
+    "RMSprop": {"learning_rate", "rho", "epsilon", "weight_decay"},
     "Adam": {"learning_rate", "beta_1", "beta_2", "epsilon", "weight_decay"},
     "AdamW": {"learning_rate", "beta_1", "beta_2", "epsilon", "weight_decay"},
     "Nadam": {"learning_rate", "epsilon", "weight_decay"},
@@ -46,7 +47,10 @@ def refuse_if_mixing(optimizer):
     reason = None
     if name in _MIXING:
         reason = _MIXING[name]
-    elif type(optimizer) is not getattr(keras.optimizers, name, None) or name not in _ELEMENTWISE:
+    elif (
+        type(optimizer) not in [getattr(of, name, None) for of in (keras.optimizers, nnopt.optimizers)]
+        or name not in _ELEMENTWISE
+    ):
         reason = "is not known to update each weight on its own"
     elif active := [option for option in _WHOLE_GRADIENT if getattr(optimizer, option, None)]:
         reason = f"has `{active[0]}` set, which looks at more than one weight or step at a time"
@@ -58,6 +62,10 @@ def refuse_if_mixing(optimizer):
             f"and in a stack the weights of all runs stand in one array. Pass stacked=False to train run after run. "
             f"Received: optimizer={name}"
         )
+
+
+def _classes(name):
+    return [getattr(module, name, None) for module in (keras.optimizers, nnopt.optimizers)]
 
 
 def state_variables(model):
@@ -118,57 +126,54 @@ def _difference(template, model, x):
     return "has constants or shapes that depend on the seed"
 
 
-def _rate_table(optimizers, steps):
-    """Returns the learning rate of every step and run, (steps, runs), float32."""
-    rates = [_keras.learning_rate(optimizer) for optimizer in optimizers]
-    schedules = {id(rate): rate for rate in rates if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule)}
+def _numbers(optimizers, steps):
+    """Returns name -> (steps, runs), float32: the learning rate and whatever else differs or is a schedule."""
+    table = {}
+    for name in sorted(_ELEMENTWISE[type(optimizers[0]).__name__]):
+        rate = name == "learning_rate"
+        values = [_keras.learning_rate(one) if rate else getattr(one, name) or 0.0 for one in optimizers]
+        if rate or any(callable(value) for value in values) or len(set(values)) > 1:
+            table[name] = _table(values, steps)
+    return table
+
+
+def _table(values, steps):
+    """Returns the numbers, variables and schedules, each over all steps: (steps, runs), float32."""
+    schedules = {id(one): one for one in values if isinstance(one, keras.optimizers.schedules.LearningRateSchedule)}
     columns = {}
     if schedules:
 
         def at(step):
             return ops.stack([ops.cast(schedule(step), "float32") for schedule in schedules.values()])
 
-        table = ops.convert_to_numpy(ops.vectorized_map(at, ops.arange(steps, dtype="int32")))
-        columns = dict(zip(schedules, table.T))
-    for rate in rates:
-        if id(rate) not in columns:
-            value = rate if isinstance(rate, keras.Variable) else rate()
-            columns[id(rate)] = np.full(steps, ops.convert_to_numpy(value), "float32")
-    return np.stack([columns[id(rate)] for rate in rates], axis=1)
+        columns = dict(zip(schedules, ops.convert_to_numpy(ops.vectorized_map(at, ops.arange(steps))).T))
+    for value in values:
+        if id(value) not in columns:
+            number = value() if callable(value) else value
+            columns[id(value)] = np.full(steps, ops.convert_to_numpy(number), "float32")
+    return np.stack([columns[id(value)] for value in values], axis=1)
 
 
-class _PerRun(np.ndarray):
-    """Momentum that differs from run to run, (runs, 1). As a whole it compares like one number.
+def _stacked_optimizer(optimizers, numbers):
+    """Returns one optimizer for the stack, which is given its numbers as arrays (runs, 1) for each step."""
+    kind = type(optimizers[0])
 
-    Keras' SGD and RMSprop ask `if self.momentum != 0` or `> 0` to know whether there is any momentum.
-    """
-
-    def __ne__(self, other):
-        return bool(np.any(np.asarray(self) != other))
-
-    def __gt__(self, other):
-        return bool(np.any(np.asarray(self) > other))
-
-    __hash__ = None
-
-
-def _stacked_optimizer(optimizers):
-    """Returns one optimizer for the stack, whose numbers are arrays (runs, 1) where they differ."""
-
-    class Stacked(type(optimizers[0])):
-        current_rates = None  # (runs, 1), set while a step is traced
+    # Keras' SGD asks in Python whether its momentum is 0; ours, told that it is a schedule, does not.
+    class Stacked(nnopt.optimizers.SGD if kind.__name__ == "SGD" else kind):
+        rates = None  # (runs, 1), set while a step is traced
 
         @property
         def learning_rate(self):
-            return self.current_rates
+            return self.rates
 
-    stacked = Stacked(**{**optimizers[0].get_config(), "learning_rate": 0.0})
+        def take(self, numbers):
+            for name, row in numbers.items():
+                setattr(self, "rates" if name == "learning_rate" else name, row[:, None])
+
+    stacked = Stacked(**{**optimizers[0].get_config(), **dict.fromkeys(numbers, 0.5), "learning_rate": 0.0})
+    if "momentum" in numbers:
+        stacked._scheduled = ("momentum",)
     stacked.exclude_from_weight_decay(var_names=["without_decay"])
-    for name in _ELEMENTWISE[type(optimizers[0]).__name__] - {"learning_rate"}:
-        values = [getattr(optimizer, name) or 0.0 for optimizer in optimizers]
-        if len(set(values)) > 1:
-            column = np.array(values, "float32")[:, None]
-            setattr(stacked, name, column.view(_PerRun) if name == "momentum" else ops.convert_to_tensor(column))
     return stacked
 
 
@@ -223,12 +228,13 @@ class _Stack:
         template: A network; its weights are not used.
         initial: For each run, the initial (weights, state).
         optimizers: For each run, an optimizer, of which only the numbers are read.
+        steps: Number of steps to come.
         loss, metrics: Function (y_true, y_pred), and list of (name, such a function with one value for each example).
         own_data: Whether the data for evaluation have a first axis of runs.
     """
 
-    def __init__(self, template, initial, optimizers, loss, metrics, own_data):
-        self.model, self.runs, self.optimizers = template, len(initial), optimizers
+    def __init__(self, template, initial, optimizers, steps, loss, metrics, own_data):
+        self.model, self.runs = template, len(initial)
         self.loss, self.metrics, self.own_data = loss, metrics, own_data
         self.names = ["loss"] + [name for name, _ in metrics]
         _multiply_patches(template)
@@ -244,27 +250,27 @@ class _Stack:
             self.parameters.append(keras.Variable(np.stack(rows), dtype=dtype, name=name))
         states = zip(*(state for _, state in initial))
         self.state = [keras.Variable(np.stack(arrays), dtype=arrays[0].dtype, trainable=False) for arrays in states]
-        self.optimizer = _stacked_optimizer(optimizers)
+        self.numbers = _numbers(optimizers, steps)
+        self.optimizer = _stacked_optimizer(optimizers, self.numbers)
         self.optimizer.build(self.parameters)
 
-    def load(self, x, y, steps):
-        """Takes the training data of all runs, arrays (examples, ...), and the number of steps to come."""
+    def load(self, x, y):
+        """Takes the training data of all runs, arrays (examples, ...)."""
         self.x, self.y = keras.tree.map_structure(ops.convert_to_tensor, (x, y))
-        self.rates = _rate_table(self.optimizers, steps)
 
     def train_epoch(self, indices, first_step, batch_size):
         """Trains one epoch on rows `indices` (runs, examples) of the data and returns means (metrics, runs)."""
         examples = indices.shape[1]
-        full = examples // batch_size
-        rates = self.rates[first_step:]
+        full, rest = divmod(examples, batch_size)
         whole = indices[:, : full * batch_size].reshape(self.runs, full, batch_size).transpose(1, 0, 2)
+        pieces = [(whole, batch_size)] if full else []
+        pieces += [(indices[None, :, -rest:], rest)] if rest else []
         total = np.zeros((len(self.names), self.runs))
-        with _quiet_tensorflow():
-            if full:
-                total += ops.convert_to_numpy(self.train(whole, rates[:full])) * batch_size
-            if rest := examples % batch_size:
-                last = indices[None, :, -rest:]
-                total += ops.convert_to_numpy(self.train(last, rates[full : full + 1])) * rest
+        for rows, size in pieces:  # (steps, runs, size)
+            numbers = {name: table[first_step : first_step + len(rows)] for name, table in self.numbers.items()}
+            first_step += len(rows)
+            with _quiet_tensorflow():
+                total += ops.convert_to_numpy(self.train(rows, numbers)) * size
         return total / examples
 
     def evaluate(self, batches):
@@ -349,7 +355,10 @@ class _TensorFlowStack(_Stack):
 
         super().__init__(*arguments)
         # A free number of steps and examples: the last, smaller batch runs in the same graph.
-        signature = [tensorflow.TensorSpec([None, self.runs, None], "int32"), tensorflow.TensorSpec([None, self.runs])]
+        signature = [
+            tensorflow.TensorSpec([None, self.runs, None], "int32"),
+            {name: tensorflow.TensorSpec([None, self.runs]) for name in self.numbers},
+        ]
         self.train = tensorflow.function(self._train, input_signature=signature, autograph=False)
         self._evaluations = {}
 
@@ -367,7 +376,7 @@ class _TensorFlowStack(_Stack):
             self._evaluations[key] = tensorflow.function(self._evaluate, input_signature=signature, autograph=False)
         return self._evaluations[key](x, y)
 
-    def _train(self, rows, rates):
+    def _train(self, rows, numbers):
         import tensorflow
 
         def step(number, total):
@@ -377,7 +386,7 @@ class _TensorFlowStack(_Stack):
                 scores, state = self._scores(parameters, [one.value for one in self.state], x, y, training=True)
                 loss = scores[0]
             gradients = tape.gradient(loss, parameters, unconnected_gradients="zero")
-            self.optimizer.current_rates = rates[number][:, None]
+            self.optimizer.take({name: table[number] for name, table in numbers.items()})
             self.optimizer.apply(gradients, self.parameters)
             for variable, value in zip(self.state, state):
                 variable.assign(value)
@@ -407,8 +416,8 @@ class _JaxStack(_Stack):
     def _values(self):
         return [[variable.value for variable in variables] for variables in self._variables()]
 
-    def train(self, rows, rates):
-        values, total = self._train_compiled(self._values(), (self.x, self.y), rows, rates)
+    def train(self, rows, numbers):
+        values, total = self._train_compiled(self._values(), (self.x, self.y), rows, numbers)
         for variables, new in zip(self._variables(), values):
             for variable, value in zip(variables, new):
                 variable.assign(value)
@@ -418,24 +427,23 @@ class _JaxStack(_Stack):
         parameters, state, _ = self._values()
         return self._evaluate_compiled(parameters, state, x, y)
 
-    def _train(self, values, data, rows, rates):
+    def _train(self, values, data, rows, numbers):
         import jax
 
         def loss(parameters, state, x, y):
             scores, state = self._scores(parameters, state, x, y, training=True)
             return ops.sum(scores[0]), (scores, state)  # the runs are independent: the sum's gradient is each one's own
 
-        def step(values, row_and_rate):
+        def step(values, rows_and_numbers):
             parameters, state, of_optimizer = values
-            rows, rates = row_and_rate
+            rows, numbers = rows_and_numbers
             x, y = self._batch(data, rows)
             gradients, (scores, state) = jax.grad(loss, has_aux=True)(parameters, state, x, y)
-            self.optimizer.current_rates = rates[:, None]
+            self.optimizer.take(numbers)
             parameters, of_optimizer = self.optimizer.stateless_apply(of_optimizer, gradients, parameters)
             return [parameters, state, of_optimizer], scores
 
-        values, scores = jax.lax.scan(step, values, (rows, rates))
-        self.optimizer.current_rates = None
+        values, scores = jax.lax.scan(step, values, (rows, numbers))
         return values, ops.sum(scores, axis=0)
 
 

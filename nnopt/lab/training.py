@@ -381,14 +381,15 @@ def _train_alone(plan, run, advance):
 def _train_stack(plan, group, template, initial, advance):
     """Trains runs together and stores their curves and weights in them."""
     seeds = [run.seed for run in group]
-    metrics = metric_functions(plan, seeds[0], template.output_shape)
-    networks = stack.STACKS[keras.backend.backend()](
-        template, [initial[seed] for seed in seeds], [run.optimizer for run in group], plan.loss, metrics, plan.data.own
-    )
-    x, y, start = plan.data.stacked(seeds, "train")
     examples = plan.data.examples(seeds[0])
     steps = math.ceil(examples / plan.batch_size)
-    networks.load(x, y, plan.epochs * steps)
+    metrics = metric_functions(plan, seeds[0], template.output_shape)
+    networks = stack.STACKS[keras.backend.backend()](
+        template, [initial[seed] for seed in seeds], [run.optimizer for run in group], plan.epochs * steps,
+        plan.loss, metrics, plan.data.own,
+    )  # fmt: skip
+    x, y, start = plan.data.stacked(seeds, "train")
+    networks.load(x, y)
     parts = [(prefix, _evaluation_batches(plan, seeds, part)) for prefix, part in plan.data.parts(seeds[0])]
     rows = []
     for epoch in range(plan.epochs):
