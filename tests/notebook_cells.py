@@ -1,5 +1,6 @@
 """Runs the from-scratch cells of a chapter under the running backend, so that the tests copy nothing."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -27,3 +28,11 @@ def from_scratch(notebook, **names):
     for number, cell in enumerate(cells):
         exec(compile(cell, f"{notebook}, scratch cell {number}", "exec"), space)
     return space
+
+
+def load_book():
+    """Returns the module .ci/book.py."""
+    spec = importlib.util.spec_from_file_location("book", NOTEBOOKS.parent / ".ci" / "book.py")
+    book = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(book)
+    return book

@@ -8,7 +8,6 @@ from PIL import Image
 from scipy import optimize, stats
 
 from nnopt.lab import plots
-from nnopt.lab.evidence import compare, exact
 
 # Machado, Oliveira and Fernandes 2009: linear RGB as seen without red, green or blue cones.
 VISION = {
@@ -200,41 +199,6 @@ def test_intervals_draw_runs_mean_and_t_interval_by_row():
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["step", "other (1 of 3 diverged)"]
     with pytest.raises(ValueError, match="one name for each"):
         plots.intervals(ax, ["step"], values)
-
-
-def verdicts():
-    random = np.random.default_rng(2)
-    control, noise = random.normal(size=(2, 8))
-    found = []
-    for direction, shift in itertools.product(("less", "greater", "within"), (-9.0, 0.0, 9.0)):
-        treatment = control + shift + noise
-        found.append(compare(treatment, control, claim="x", direction=direction, margin=2.0, unit="nats"))
-    return [*found, exact(1.0, 1.1, claim="y", tolerance=0.2), exact(1.0, 1.1, claim="y", tolerance=0.05)]
-
-
-def test_forest_puts_each_verdict_on_its_side_of_the_border():
-    found = verdicts()
-    assert {verdict.verdict for verdict in found} == {"supported", "refuted", "exact"}
-    found.append(compare([-1, 1, -2, 2, 0], np.zeros(5), claim="z"))
-    for verdict in found:
-        effect, low, high = plots._as_claimed(verdict)
-        assert -1 <= low <= effect <= high <= 1
-        side = "inconclusive" if low <= 0 <= high else "supported" if low > 0 else "refuted"
-        assert side == verdict.verdict.replace("exact", "supported")
-
-
-def test_forest_has_a_row_for_each_verdict_and_no_text_on_another():
-    found = verdicts()
-    figure = plots.forest(found)
-    figure.draw_without_rendering()
-    (ax,) = figure.axes
-    assert [tick.get_text() for tick in ax.get_yticklabels()] == [verdict.claim for verdict in found]
-    assert len(ax.texts) == 2 * len(found)
-    boxes = [text.get_window_extent() for text in ax.texts]
-    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
-    assert max(box.x1 for box in boxes) <= figure.bbox.x1
-    with pytest.raises(ValueError, match="at least one"):
-        plots.forest([])
 
 
 def test_saved_file_is_the_same_each_time_small_and_of_the_page_width(tmp_path):
