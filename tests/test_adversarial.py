@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+import torch_models
 from keras import layers, ops
 
 import nnopt
@@ -62,56 +63,19 @@ def with_layers(*inner):
     return AdversarialNetwork(generator, discriminator, seed=0)
 
 
-def torch_step(loss, weights, other_weights, noises, rates):
-    """One step of each network in plain PyTorch; returns the new weights, both losses and both gradient norms."""
-    torch = pytest.importorskip("torch")
-    from torch.nn import functional
-
-    softplus = functional.softplus
-
-    def network(parts, x):
-        kernel, bias, kernel_out, bias_out = parts
-        return functional.leaky_relu(x @ kernel + bias, 0.2) @ kernel_out + bias_out
-
-    def discriminator_loss(real, fake):
-        return -torch.log(torch.sigmoid(real)).mean() - torch.log(1 - torch.sigmoid(fake)).mean()
-
-    def generator_loss(fake):
-        if loss == "saturating":
-            return torch.log(1 - torch.sigmoid(fake)).mean()
-        return softplus(-fake).mean()
-
-    def step(value, parts, rate):
-        gradients = torch.autograd.grad(value, parts)
-        norm = torch.cat([gradient.ravel() for gradient in gradients]).norm()
-        moved = [(part - rate * gradient).detach() for part, gradient in zip(parts, gradients)]
-        return moved, float(value.detach()), float(norm)
-
-    generator, discriminator = (
-        [torch.tensor(part, requires_grad=True) for part in own] for own in (weights, other_weights)
+@pytest.mark.parametrize("loss", torch_models.LOSSES)
+def test_a_step_is_pytorchs_on_the_written_out_loss(loss, monkeypatch):
+    model, noises = torch_models.small_gan(loss), iter(torch_models.NOISES)
+    model.compile(*(keras.optimizers.SGD(rate) for rate in torch_models.RATES), run_eagerly=True)
+    monkeypatch.setattr(model, "_noise", lambda real: ops.convert_to_tensor(next(noises)))
+    logs = model.train_on_batch(torch_models.EXAMPLES, return_dict=True)
+    expected = torch_models.recorded()
+    weights = np.concatenate(
+        [part.ravel() for part in arrays([*model.generator.weights, *model.discriminator.weights])]
     )
-    real, noise, other_noise = (torch.from_numpy(np.array(part)) for part in (EXAMPLES[:8], *noises))
-    value = discriminator_loss(network(discriminator, real), network(discriminator, network(generator, noise).detach()))
-    moved_discriminator, *first = step(value, discriminator, rates[1])
-    value = generator_loss(network(moved_discriminator, network(generator, other_noise)))
-    moved_generator, *second = step(value, generator, rates[0])
-    return [part.numpy() for part in moved_generator], [part.numpy() for part in moved_discriminator], second, first
-
-
-@pytest.mark.parametrize("loss", ["non_saturating", "saturating"])
-def test_a_step_is_pytorchs_on_the_written_out_loss(loss):
-    model = small(loss=loss)
-    model.compile(keras.optimizers.SGD(0.3), keras.optimizers.SGD(0.5))
-    noise_seed = keras.random.SeedGenerator(model.seed)
-    noises = [array(keras.random.normal((8, 3), seed=noise_seed)) for _ in range(2)]
-    before = arrays(model.generator.weights), arrays(model.discriminator.weights)
-    generator, discriminator, second, first = torch_step(loss, *before, noises, (0.3, 0.5))
-    logs = model.train_on_batch(EXAMPLES[:8], return_dict=True)
-    assert_same(arrays(model.generator.weights), generator)
-    assert_same(arrays(model.discriminator.weights), discriminator)
-    expected = {"generator_loss": second[0], "generator_gradient_norm": second[1],
-                "discriminator_loss": first[0], "discriminator_gradient_norm": first[1]}  # fmt: skip
-    assert {name: float(value) for name, value in logs.items()} == pytest.approx(expected, rel=1e-4)
+    np.testing.assert_allclose(weights, expected[f"{loss} weights"], rtol=1e-4, atol=1e-5)
+    names = ("generator_loss", "generator_gradient_norm", "discriminator_loss", "discriminator_gradient_norm")
+    assert [float(logs[name]) for name in names] == pytest.approx(expected[f"{loss} logs"].tolist(), rel=1e-4)
 
 
 def test_each_step_changes_the_weights_of_its_own_network_only():

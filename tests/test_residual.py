@@ -1,11 +1,16 @@
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
+import torch_models
 
 from nnopt.models import resnet
 from nnopt.models.normalization import FusedBatchNormalization
 
 GENERATOR = np.random.default_rng(0)
+THOROUGH = pytest.mark.thorough
 
 
 def array(tensor):
@@ -33,121 +38,16 @@ def gradients(model, x, y):
     return [old - array(weight) for old, weight in zip(before, model.trainable_weights)]
 
 
-def torch_resnet(blocks, width, classes):
-    """ResNet v1.5 written with PyTorch's own layers, the layout of torchvision's."""
-    torch = pytest.importorskip("torch")
-    nn = torch.nn
-
-    class Bottleneck(nn.Module):
-        def __init__(self, channels, width, stride):
-            super().__init__()
-            self.conv1, self.bn1 = nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width)
-            self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
-            self.bn2 = nn.BatchNorm2d(width)
-            self.conv3, self.bn3 = nn.Conv2d(width, 4 * width, 1, bias=False), nn.BatchNorm2d(4 * width)
-            self.downsample = None
-            if stride > 1 or channels != 4 * width:
-                convolution = nn.Conv2d(channels, 4 * width, 1, stride, bias=False)
-                self.downsample = nn.Sequential(convolution, nn.BatchNorm2d(4 * width))
-
-        def forward(self, x):
-            y = torch.relu(self.bn1(self.conv1(x)))
-            y = torch.relu(self.bn2(self.conv2(y)))
-            y = self.bn3(self.conv3(y))
-            return torch.relu(y + (x if self.downsample is None else self.downsample(x)))
-
-    stem = [nn.Conv2d(3, width, 7, 2, padding=3, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
-    body, channels = [], width
-    for stage, count in enumerate(blocks):
-        for block in range(count):
-            own = width * 2**stage
-            body.append(Bottleneck(channels, own, 2 if stage > 0 and block == 0 else 1))
-            channels = 4 * own
-    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes)]
-    return nn.Sequential(*stem, nn.MaxPool2d(3, 2, padding=1), *body, *head)
+def test_resnet_computes_the_function_of_pytorchs():
+    logits = torch_models.small_resnet().predict(torch_models.IMAGES, verbose=0)
+    np.testing.assert_allclose(logits, torch_models.recorded()["resnet logits"], rtol=1e-3, atol=1e-3)
 
 
-def give_weights(model, torch_model):
-    """Copies all weights and statistics, in the order in which both models compute; shortcuts are matched by name."""
-    nn = pytest.importorskip("torch").nn
-    modules = [(name, part) for name, part in torch_model.named_modules() if not list(part.children())]
-    kinds = [(keras.layers.Conv2D, nn.Conv2d), (keras.layers.BatchNormalization, nn.BatchNorm2d)]
-    for kind, torch_kind in kinds:
-        for shortcut in (False, True):
-            own = [layer for layer in layers_of(model, kind) if ("shortcut" in layer.name) == shortcut]
-            theirs = [
-                part for name, part in modules if isinstance(part, torch_kind) and ("downsample" in name) == shortcut
-            ]
-            assert len(own) == len(theirs)
-            for layer, part in zip(own, theirs):
-                give_layer(layer, part)
-    give_layer(model.get_layer("logits"), torch_model[-1])
-
-
-def give_layer(layer, part):
-    # Copies: JAX would share PyTorch's memory, and see its statistics move.
-    state = {name: value.detach().numpy().copy() for name, value in part.state_dict().items()}
-    if "running_mean" in state:
-        layer.set_weights([state[name] for name in ("weight", "bias", "running_mean", "running_var")])
-    elif "bias" in state:
-        layer.set_weights([state["weight"].T, state["bias"]])
-    else:
-        layer.set_weights([state["weight"].transpose(2, 3, 1, 0)])
-
-
-def random_statistics(torch_model):
-    """Makes every normalization do something of its own also in inference."""
-    torch = pytest.importorskip("torch")
-    for part in torch_model.modules():
-        if isinstance(part, torch.nn.BatchNorm2d):
-            torch.nn.init.uniform_(part.weight, 0.5, 1.0)
-            torch.nn.init.normal_(part.bias, 0.0, 0.2)
-            torch.nn.init.normal_(part.running_mean, 0.0, 0.2)
-            torch.nn.init.uniform_(part.running_var, 0.5, 2.0)
-
-
-def test_resnet_50_has_the_parameters_and_computes_the_function_of_pytorchs():
-    torch = pytest.importorskip("torch")
-    torch.manual_seed(0)
-    model, twin = resnet(50, (224, 224, 3), 1000, seed=0), torch_resnet((3, 4, 6, 3), 64, 1000)
-    assert trainable(model) == 25_557_032 == sum(parameter.numel() for parameter in twin.parameters())
-    random_statistics(twin)
-    give_weights(model, twin)
-    x = images(2, 224)
-    with torch.no_grad():
-        expected = twin.eval()(torch.from_numpy(x.transpose(0, 3, 1, 2))).numpy()
-    assert expected.std() > 0.1
-    np.testing.assert_allclose(model.predict(x, verbose=0), expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize("size", [75, 64])
-def test_a_training_step_is_pytorchs_too(size):
-    torch = pytest.importorskip("torch")
-    torch.manual_seed(1)
-    model, twin = resnet(50, (size, size, 3), 7, width=8, seed=0), torch_resnet((3, 4, 6, 3), 8, 7)
-    for name, parameter in twin.named_parameters():
-        if name.endswith("bn3.weight"):
-            torch.nn.init.constant_(parameter, 0.2)  # weak branches: rounding does not grow from block to block
-    give_weights(model, twin)
-    x, y = images(8, size), np.arange(8) % 7
-    torch.nn.functional.cross_entropy(twin(torch.from_numpy(x.transpose(0, 3, 1, 2))), torch.from_numpy(y)).backward()
-    keras.Model(model.input, model.get_layer("stem_normalization").output)(x, training=True)
-    mean, variance = (array(weight) for weight in model.get_layer("stem_normalization").non_trainable_weights)
-    kernel = model.get_layer("stem_convolution").trainable_weights[0].path
-    own = dict(zip([weight.path for weight in model.trainable_weights], gradients(model, x, y)))
-    expected = twin[0].weight.grad.numpy().transpose(2, 3, 1, 0)
-    # Not entry by entry: a unit that rounding puts on the other side of a ReLU's kink shifts some of them.
-    assert np.linalg.norm(own[kernel] - expected) < 0.01 * np.linalg.norm(expected)
-    np.testing.assert_allclose(mean, twin[1].running_mean.numpy(), rtol=1e-3, atol=1e-6)
-    count = 8 * ((size + 1) // 2) ** 2
-    batch_variance = (twin[1].running_var.numpy() - 0.9) / 0.1 * (count - 1) / count  # PyTorch keeps the unbiased one
-    np.testing.assert_allclose(variance, 0.9 + 0.1 * batch_variance, rtol=1e-4)
-
-
-@pytest.mark.parametrize(("depth", "parameters"), [(101, 44_549_160), (152, 60_192_808)])
-@pytest.mark.thorough
-def test_deeper_bottleneck_networks_have_the_published_parameters(depth, parameters):
+@pytest.mark.parametrize(
+    ("depth", "parameters"),
+    [(50, 25_557_032), pytest.param(101, 44_549_160, marks=THOROUGH), pytest.param(152, 60_192_808, marks=THOROUGH)],
+)
+def test_bottleneck_networks_have_the_published_parameters(depth, parameters):
     assert trainable(resnet(depth, (64, 64, 3), 1000)) == parameters
 
 
@@ -243,6 +143,37 @@ def test_saved_and_loaded_model_predicts_the_same(tmp_path, settings):
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     x = images(4, 16)
     np.testing.assert_array_equal(loaded.predict(x, verbose=0), model.predict(x, verbose=0))
+
+
+def test_keras_alone_loads_the_models(tmp_path):
+    x = images(2, 32)
+    models = [resnet(depth, (32, 32, 3), 10, seed=0) for depth in (8, 50)]  # with and without projections
+    for model in models:
+        model.save(tmp_path / f"{model.name}.keras")
+    np.save(tmp_path / "images.npy", x)
+    code = """
+import sys, keras, numpy as np
+for name in ("resnet_8", "resnet_50"):
+    logits = keras.saving.load_model(f"{name}.keras").predict(np.load("images.npy"), verbose=0)
+    np.save(f"{name}.npy", logits)
+assert "nnopt" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for model in models:
+        logits = np.load(tmp_path / f"{model.name}.npy")
+        np.testing.assert_allclose(logits, model.predict(x, verbose=0), rtol=1e-5, atol=1e-6)
+
+
+def test_fused_normalization_gives_the_same_network(tmp_path):
+    usual, fused = (resnet(8, (16, 16, 3), 10, fused_normalization=kind, seed=0) for kind in (False, True))
+    x, y = images(8, 16), np.arange(8)
+    for own, other in zip(gradients(usual, x, y), gradients(fused, x, y)):
+        np.testing.assert_allclose(own, other, rtol=1e-3, atol=1e-4)
+    fused.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert layers_of(loaded, FusedBatchNormalization)
+    np.testing.assert_array_equal(loaded.predict(x, verbose=0), fused.predict(x, verbose=0))
 
 
 def test_logits_are_float32_under_a_mixed_policy():
