@@ -1,369 +1,45 @@
-"""`nnopt.sweep`: stacked runs are the runs of a plain Keras loop, each on its own."""
+"""`nnopt.lab.run_grid` and what it returns."""
 
-import itertools
 import random
-from functools import partial
-from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
-from keras import layers
+from hypothesis import given
+from hypothesis import strategies as st
 
 import nnopt
-from nnopt.data.ordered import epoch_order
-from nnopt.lab.grid import _rate_table, _rates_over, _stacked_optimizer
+from nnopt.lab.grid import SweepResult, identity, run_grid, settings_of
 
-STACKS = keras.backend.backend() in ("tensorflow", "jax")
-only_stacked = pytest.mark.skipif(not STACKS, reason="runs are trained one after the other on this backend")
 
-cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+def noisy(setting, seed):
+    """A training function without a network: what it draws depends on the global random states alone."""
+    values = [setting["learning_rate"] + np.random.random() + random.random() for _ in range(4)]
+    return {"loss": values, "val_accuracy": 1 - np.array(values)}
 
 
-def small_data(shape=(8,), examples=48, seed=0):
-    """A learnable three-class problem whose last batch is smaller than the others."""
-    generator = np.random.default_rng(seed)
-    x = generator.normal(size=(examples + 48, *shape)).astype("float32")
-    y = x.reshape(len(x), -1)[:, :3].argmax(axis=1).astype("int32")
-    parts = np.split(np.arange(len(x)), [examples, examples + 24])
-    train, validation, test = [(x[rows], y[rows]) for rows in parts]
-    return SimpleNamespace(train=train, validation=validation, test=test)
+def adversarial(setting, seed):
+    """Two small networks against each other, with the training step of `AdversarialNetwork`."""
+    model = nnopt.models.gan((2,), noise_size=2, units=[4], seed=seed)
+    rate = setting["learning_rate"]
+    model.compile(keras.optimizers.Adam(rate), keras.optimizers.Adam(rate))
+    x = np.random.default_rng(seed).normal(size=(64, 2)).astype("float32")
+    return model.fit(x, epochs=2, batch_size=16, verbose=0).history
 
 
-def dense(units=16, rate=0.0, l2=None):
-    middle = [layers.Dropout(rate)] if rate else []
-    penalty = keras.regularizers.L2(l2) if l2 else None
-    first = layers.Dense(units, activation="relu", kernel_regularizer=penalty)
-    return keras.Sequential([keras.Input((8,)), first, *middle, layers.Dense(3)])
+def curved(values, name="val_loss"):
+    """A result with one setting for each row of values (settings, seeds), all constant over two epochs."""
+    values = np.array(values, "float64")
+    runs = [{"setting": row, "seed": seed} for row, seed in np.ndindex(*values.shape)]
+    history = {name: np.repeat(values.reshape(-1, 1), 2, axis=1)}
+    return SweepResult(runs, history, np.isnan(values).ravel())
 
 
-def normalized():
-    return keras.Sequential(
-        [
-            keras.Input((8,)),
-            layers.Dense(16, use_bias=False),
-            layers.BatchNormalization(),
-            layers.ReLU(),
-            layers.Dense(3),
-        ]
-    )
-
-
-def gated():
-    return keras.Sequential([keras.Input((5, 4)), layers.GRU(8), layers.Dense(3)])
-
-
-def attentive():
-    inputs = keras.Input((5, 4))
-    attended = layers.MultiHeadAttention(num_heads=2, key_dim=4)(inputs, inputs)
-    return keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling1D()(attended)))
-
-
-def convolutional():
-    return keras.Sequential([keras.Input((4, 4, 1)), layers.Conv2D(4, 3), layers.Flatten(), layers.Dense(3)])
-
-
-NETWORKS = {"dense": (dense, (8,)), "normalized": (normalized, (8,)), "gated": (gated, (5, 4)),
-            "attentive": (attentive, (5, 4)), "convolutional": (convolutional, (4, 4, 1))}  # fmt: skip
-OPTIMIZERS = {
-    "sgd": partial(keras.optimizers.SGD, learning_rate=0.05),
-    "momentum": partial(keras.optimizers.SGD, learning_rate=0.02, momentum=0.9),
-    "nesterov": partial(keras.optimizers.SGD, learning_rate=0.02, momentum=0.9, nesterov=True),
-    "rmsprop": partial(keras.optimizers.RMSprop, learning_rate=0.002),
-    "adam": partial(keras.optimizers.Adam, learning_rate=0.005),
-    "adamw": partial(keras.optimizers.AdamW, learning_rate=0.005, weight_decay=0.05),
-}
-
-
-def plain_keras_loop(build, optimizer, data, seed, epochs, batch_size=32):
-    """Returns the curves of one run, written as one would without nnopt."""
-    keras.utils.set_random_seed(seed)
-    model = build()
-    # Eagerly: six steps take less time than compiling them.
-    model.compile(optimizer=optimizer, loss=cross_entropy, metrics=["accuracy"], run_eagerly=True)
-    x, y = data.train
-    curves = {name: [] for name in ("loss", "accuracy", "val_loss", "val_accuracy")}
-    for epoch in range(epochs):
-        order = epoch_order(len(y), seed, epoch)
-        log = model.fit(x[order], y[order], batch_size=batch_size, shuffle=False, verbose=0).history
-        scores = [log["loss"][0], log["accuracy"][0], *model.evaluate(*data.validation, verbose=0)]
-        for curve, score in zip(curves.values(), scores):
-            curve.append(float(score))
-    return {name: np.array(curve) for name, curve in curves.items()}, model
-
-
-def assert_equals_plain_runs(build, optimizer, data, result, arguments=lambda run: {}, numbers=None):
-    for number in range(len(result)) if numbers is None else numbers:
-        run = result.runs[number]
-        curves, model = plain_keras_loop(build, optimizer(**arguments(run)), data, run["seed"], epochs=3)
-        for name, curve in curves.items():
-            np.testing.assert_allclose(result.history[name][number], curve, rtol=1e-4, atol=1e-6, err_msg=name)
-        for ours, theirs in zip(result.model(number).get_weights(), model.get_weights()):
-            np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
-        for ours, variable in zip(result.weights(number), model.trainable_weights):
-            np.testing.assert_allclose(ours, keras.ops.convert_to_numpy(variable), rtol=1e-3, atol=1e-4)
-
-
-def combinations():
-    """Every optimizer on one network and two other networks; the other pairs only in thorough runs."""
-    for network in ("dense", "normalized", "gated", "attentive"):
-        for optimizer in OPTIMIZERS:
-            usual = network == "dense" or (network, optimizer) in {("normalized", "momentum"), ("gated", "adam")}
-            marks = [] if usual else [pytest.mark.thorough]
-            yield pytest.param(network, optimizer, marks=marks)
-
-
-@only_stacked
-@pytest.mark.parametrize(("network", "optimizer"), list(combinations()))
-def test_stacked_run_equals_plain_keras_loop(network, optimizer):
-    build, shape = NETWORKS[network]
-    data = small_data(shape)
-    result = nnopt.lab.sweep(build, data, OPTIMIZERS[optimizer], seeds=[3, 0], epochs=3, progress=False)
-    assert_equals_plain_runs(build, OPTIMIZERS[optimizer], data, result, numbers=[1])
-
-
-def test_convolution_and_one_by_one_training_equal_plain_keras_loop():
-    data = small_data((4, 4, 1))
-    for stacked in (True, False):
-        result = nnopt.lab.sweep(
-            convolutional, data, OPTIMIZERS["momentum"], seeds=[1, 2], epochs=3, stacked=stacked, progress=False
-        )
-        assert_equals_plain_runs(convolutional, OPTIMIZERS["momentum"], data, result)
-
-
-def test_every_number_of_a_setting_reaches_its_own_run():
-    data = small_data()
-    schedule = keras.optimizers.schedules.CosineDecay(0.1, 9)
-    grid = [
-        {"learning_rate": {"cosine": schedule}, "momentum": [0.0, 0.9]},
-        {"learning_rate": [0.02], "weight_decay": [0.1]},
-    ]
-    result = nnopt.lab.sweep(dense, data, keras.optimizers.SGD, grid, seeds=[4], epochs=3, progress=False)
-
-    def arguments(run):
-        chosen = {name: run[name] for name in ("momentum", "weight_decay") if name in run}
-        return {**chosen, "learning_rate": schedule if run["learning_rate"] == "cosine" else run["learning_rate"]}
-
-    assert_equals_plain_runs(dense, keras.optimizers.SGD, data, result, arguments)
-
-
-NUMBERS = {
-    "SGD": {"momentum": [0.0, 0.9], "weight_decay": [None, 0.1]},
-    "RMSprop": {"rho": [0.8, 0.95], "momentum": [0.0, 0.5], "epsilon": [1e-7, 0.1]},
-    "Adam": {"beta_1": [0.5, 0.9], "beta_2": [0.9, 0.99], "epsilon": [1e-7, 0.1]},
-    "AdamW": {"beta_1": [0.5, 0.9], "weight_decay": [0.0, 0.1]},
-    "Nadam": {"epsilon": [1e-7, 0.1], "weight_decay": [None, 0.1]},
-    "Adamax": {"beta_1": [0.5, 0.9], "beta_2": [0.9, 0.99]},
-    "Adagrad": {"epsilon": [1e-7, 0.1]},
-    "Adadelta": {"rho": [0.5, 0.9], "epsilon": [1e-7, 0.1]},
-    "Lion": {"beta_1": [0.5, 0.9], "beta_2": [0.9, 0.99]},
-    "Ftrl": {"weight_decay": [None, 0.1]},
-}
-
-
-@only_stacked
-@pytest.mark.parametrize("name", NUMBERS)
-def test_stacked_optimizer_is_as_many_optimizers_with_numbers_of_their_own(name):
-    choices = {"learning_rate": [0.01, 0.05], **NUMBERS[name]}
-    settings = [dict(zip(choices, values)) for values in itertools.product(*choices.values())]
-    optimizers = [getattr(keras.optimizers, name)(**setting) for setting in settings]
-    generator = np.random.default_rng(0)
-    start = generator.normal(size=(len(settings), 5)).astype("float32")
-    alone = [keras.Variable(row) for row in start]
-    together = keras.Variable(start)
-    stacked = _stacked_optimizer(optimizers)
-    stacked.build([together])
-    stacked.current_rates = keras.ops.convert_to_tensor(_rate_table(optimizers, 1).T)  # (runs, 1)
-    for _ in range(4):
-        gradient = generator.normal(size=start.shape).astype("float32")
-        stacked.apply([keras.ops.convert_to_tensor(gradient)], [together])
-        for optimizer, variable, row in zip(optimizers, alone, gradient):
-            optimizer.apply([keras.ops.convert_to_tensor(row)], [variable])
-    expected = np.stack([keras.ops.convert_to_numpy(variable) for variable in alone])
-    assert len(np.unique(expected.round(6), axis=0)) == len(settings), "every number must matter"
-    np.testing.assert_allclose(keras.ops.convert_to_numpy(together), expected, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="only TensorFlow's update is fused or not")
-@pytest.mark.parametrize("name", ["SGD", "Adam"])
-def test_the_update_is_the_same_with_and_without_xla(name, monkeypatch):
-    optimizer, grid, ends = getattr(keras.optimizers, name), {"learning_rate": [0.01, 0.05], **NUMBERS[name]}, []
-    for threshold in (0, float("inf")):
-        monkeypatch.setattr("nnopt.lab.grid._WORTH_FUSING", threshold)
-        result = nnopt.lab.sweep(dense, small_data(), optimizer, grid, seeds=[0], epochs=1, progress=False)
-        ends.append([array for run in range(len(result)) for array in result.weights(run)])
-    for fused, plain in zip(*ends):
-        np.testing.assert_allclose(fused, plain, rtol=1e-4, atol=1e-6)
-
-
-def test_order_of_runs_is_settings_then_seeds_and_groups_are_put_back():
-    grid = {"units": [4, 8], "learning_rate": [0.1, 0.2]}
-    result = nnopt.lab.sweep(dense, small_data(), keras.optimizers.SGD, grid, seeds=[5, 6], epochs=1, progress=False)
-    expected = [
-        {"units": units, "learning_rate": rate, "seed": seed}
-        for units in (4, 8)
-        for rate in (0.1, 0.2)
-        for seed in (5, 6)
-    ]
-    assert result.runs == expected
-    assert [result.model(number).layers[0].units for number in range(8)] == [4, 4, 4, 4, 8, 8, 8, 8]
-
-
-def test_runs_of_one_seed_start_equal_and_runs_of_two_seeds_do_not():
-    grid = {"learning_rate": [1e-30, 2e-30]}
-    result = nnopt.lab.sweep(dense, small_data(), keras.optimizers.SGD, grid, seeds=[0, 1], epochs=1, progress=False)
-    first, second, other_rate, _ = [result.model(number).get_weights() for number in range(4)]
-    assert all(np.allclose(a, b, atol=1e-20) for a, b in zip(first, other_rate))
-    assert not np.array_equal(first[0], second[0])
-
-
-def test_a_list_of_grids_joins_their_settings():
-    grid = [{"learning_rate": [0.1, 0.2]}, {"learning_rate": [0.3], "momentum": [0.9]}]
-    result = nnopt.lab.sweep(dense, small_data(), keras.optimizers.SGD, grid, seeds=[0], epochs=1, progress=False)
-    assert result.settings == [{"learning_rate": 0.1}, {"learning_rate": 0.2}, {"learning_rate": 0.3, "momentum": 0.9}]
-
-
-def test_stacks_of_limited_size_change_no_run():
-    def train(runs_at_once):
-        grid = {"learning_rate": [0.1, 0.05]}
-        return nnopt.lab.sweep(
-            dense, small_data(), keras.optimizers.Adam, grid, seeds=range(3), epochs=2,
-            runs_at_once=runs_at_once, progress=False,
-        )  # fmt: skip
-
-    whole, pieces = train(128), train(4)
-    assert whole.runs == pieces.runs
-    np.testing.assert_allclose(whole.history["val_loss"], pieces.history["val_loss"], rtol=1e-4)
-
-
-def test_a_diverging_run_becomes_nan_alone():
-    alone = nnopt.lab.sweep(dense, small_data(), keras.optimizers.SGD, {"learning_rate": [0.05]}, seeds=[0], epochs=3,
-                        progress=False)  # fmt: skip
-    grid = {"learning_rate": [0.05, 1e25]}
-    both = nnopt.lab.sweep(dense, small_data(), keras.optimizers.SGD, grid, seeds=[0], epochs=3, progress=False)
-    assert both.diverged.tolist() == [False, True]
-    assert np.isnan(both.history["val_accuracy"][1, -1])
-    np.testing.assert_allclose(both.history["loss"][0], alone.history["loss"][0], rtol=1e-5)
-    assert "1 diverged" in repr(both)
-    assert both.best("val_loss") == {"learning_rate": 0.05}
-    with pytest.raises(ValueError, match="diverged run"):
-        both.select(learning_rate=1e25).best("val_loss")
-
-
-def test_each_run_has_its_own_dropout():
-    def build(seed):
-        ones = keras.initializers.Ones()
-        return keras.Sequential(
-            [keras.Input((8,)), layers.Dropout(0.5), layers.Dense(3, kernel_initializer=ones, name="head")]
-        )
-
-    data = small_data()
-    data.train = (np.ones((32, 8), "float32"), np.zeros(32, "int32"))
-    result = nnopt.lab.sweep(build, data, OPTIMIZERS["sgd"], seeds=range(4), epochs=1, progress=False)
-    kernels = [result.model(number).get_layer("head").get_weights()[0] for number in range(4)]
-    assert all(not np.allclose(kernels[i], kernels[j]) for i in range(4) for j in range(i))
-
-
-def test_dropout_and_penalties_train_as_in_keras():
-    data = small_data()
-    build = partial(dense, l2=0.05)
-    result = nnopt.lab.sweep(build, data, OPTIMIZERS["adam"], seeds=[0, 1], epochs=3, progress=False)
-    assert_equals_plain_runs(build, OPTIMIZERS["adam"], data, result)
-    dropped = nnopt.lab.sweep(partial(dense, rate=0.5), data, OPTIMIZERS["adam"], seeds=[0], epochs=3, progress=False)
-    assert np.isfinite(dropped.final("val_loss")).all()
-
-
-def test_data_of_its_own_for_every_seed():
-    result = nnopt.lab.sweep(
-        dense, lambda seed: small_data(seed=seed), OPTIMIZERS["adam"], seeds=[2, 7], epochs=3, progress=False
-    )
-    for number, seed in enumerate([2, 7]):
-        curves, _ = plain_keras_loop(dense, OPTIMIZERS["adam"](), small_data(seed=seed), seed, epochs=3)
-        np.testing.assert_allclose(result.history["val_loss"][number], curves["val_loss"], rtol=1e-4)
-        np.testing.assert_allclose(result.history["loss"][number], curves["loss"], rtol=1e-4)
-
-
-def test_inputs_may_be_a_dict_and_the_loss_a_name():
-    left, right = keras.Input((4,), name="left"), keras.Input((4,), name="right")
-
-    def build():
-        joined = layers.Concatenate()([left, right])
-        return keras.Model({"left": left, "right": right}, layers.Dense(1)(joined))
-
-    generator = np.random.default_rng(0)
-    x = {"left": generator.normal(size=(40, 4)).astype("float32"), "right": np.ones((40, 4), "float32")}
-    data = SimpleNamespace(train=(x, x["left"].sum(axis=1, keepdims=True)), validation=None, test=None)
-    result = nnopt.lab.sweep(
-        build, data, OPTIMIZERS["adam"], seeds=[0], epochs=2, loss="mean_squared_error",
-        metrics=["mean_absolute_error"], progress=False,
-    )  # fmt: skip
-    assert set(result.history) == {"loss", "mean_absolute_error"}
-    assert result.history["loss"][0, 1] < result.history["loss"][0, 0]
-
-
-def test_test_data_are_evaluated_only_when_asked_for():
-    data = small_data()
-    silent = nnopt.lab.sweep(dense, data, OPTIMIZERS["sgd"], seeds=[0], epochs=1, progress=False)
-    asked = nnopt.lab.sweep(dense, data, OPTIMIZERS["sgd"], seeds=[0], epochs=1, evaluate_on=("test",), progress=False)
-    assert not any(name.startswith("test_") for name in silent.history)
-    assert {"test_loss", "test_accuracy"} < set(asked.history)
-    assert not any(name.startswith("val_") for name in asked.history)
-
-
-def test_training_data_are_evaluated_at_the_end_of_the_epoch():
-    data = small_data()
-    result = nnopt.lab.sweep(dense, data, OPTIMIZERS["adam"], seeds=[0], epochs=2, evaluate_on="train", progress=False)
-    model = result.model(0)
-    expected = cross_entropy(data.train[1], model(data.train[0]))
-    np.testing.assert_allclose(result.final("train_loss")[0], float(expected), rtol=1e-5)
-    assert result.final("train_loss")[0] < result.final("loss")[0]
-
-
-def test_evaluation_may_skip_epochs_but_not_the_last():
-    every = nnopt.lab.sweep(dense, small_data(), OPTIMIZERS["sgd"], seeds=[0], epochs=5, progress=False)
-    for stacked in (True, False):
-        arguments = dict(seeds=[0], epochs=5, evaluate_every=2, stacked=stacked, progress=False)
-        some = nnopt.lab.sweep(dense, small_data(), OPTIMIZERS["sgd"], **arguments)
-        assert np.isnan(some.history["val_loss"][0, [0, 2]]).all()
-        np.testing.assert_allclose(
-            some.history["val_loss"][0, [1, 3, 4]], every.history["val_loss"][0, [1, 3, 4]], rtol=1e-5
-        )
-        np.testing.assert_allclose(some.history["loss"], every.history["loss"], rtol=1e-5)
-        assert not some.diverged.any()
-
-
-@only_stacked
-def test_schedules_of_every_kind_give_the_table_of_their_single_steps():
-    kinds = [
-        nnopt.schedules.OneCycle(0.5, 40),
-        keras.optimizers.schedules.CosineDecay(0.1, 30, warmup_target=0.3, warmup_steps=5),
-        keras.optimizers.schedules.PiecewiseConstantDecay([10, 20], [0.3, 0.2, 0.1]),
-        keras.optimizers.schedules.ExponentialDecay(0.1, 7, 0.5, staircase=True),
-    ]
-    expected = [[float(kind(step)) for step in range(45)] for kind in kinds]
-    np.testing.assert_allclose(_rates_over(kinds, 45), expected, rtol=1e-5)
-
-
-def test_a_model_with_its_own_train_step_is_trained_one_by_one_with_a_warning():
-    class Doubled(keras.Model):
-        def train_step(self, *args, **kwargs):
-            return super().train_step(*args, **kwargs)
-
-    def build():
-        inputs = keras.Input((8,))
-        return Doubled(inputs, layers.Dense(3)(inputs))
-
-    data = small_data()
-    arguments = dict(seeds=[0, 1], epochs=2, progress=False)
-    if STACKS:
-        with pytest.warns(UserWarning, match="its own train_step"):
-            own = nnopt.lab.sweep(build, data, OPTIMIZERS["sgd"], **arguments)
-    else:
-        own = nnopt.lab.sweep(build, data, OPTIMIZERS["sgd"], **arguments)
-    plain = nnopt.lab.sweep(
-        lambda: keras.Sequential([keras.Input((8,)), layers.Dense(3)]), data, OPTIMIZERS["sgd"], **arguments
-    )
-    np.testing.assert_allclose(own.history["val_loss"], plain.history["val_loss"], rtol=1e-4)
+def test_runs_come_by_setting_and_then_by_seed_and_begin_with_their_seed():
+    result = run_grid(noisy, {"learning_rate": [0.1, 0.2]}, seeds=[5, 3], progress=False)
+    assert [tuple(run.values()) for run in result.runs] == [(0.1, 5), (0.1, 3), (0.2, 5), (0.2, 3)]
+    keras.utils.set_random_seed(3)
+    np.testing.assert_array_equal(result.history["loss"][3], noisy({"learning_rate": 0.2}, 3)["loss"])
 
 
 def test_global_random_states_are_left_alone():
@@ -372,147 +48,153 @@ def test_global_random_states_are_left_alone():
     expected = random.random(), np.random.random()
     random.seed(11)
     np.random.seed(11)
-    nnopt.lab.sweep(dense, small_data(), OPTIMIZERS["sgd"], seeds=[0], epochs=1, progress=False)
+    run_grid(noisy, {"learning_rate": [0.1]}, seeds=[0], progress=False)
     assert (random.random(), np.random.random()) == expected
 
 
-def test_the_same_sweep_twice_gives_the_same_bits():
-    first, second = [
-        nnopt.lab.sweep(
-            partial(dense, rate=0.3), small_data(), OPTIMIZERS["adam"], seeds=[0, 1], epochs=2, progress=False
-        )
-        for _ in range(2)
-    ]
-    assert all(np.array_equal(first.history[name], second.history[name]) for name in first.history)
+@pytest.mark.parametrize("where", ["one after the other", "side by side"])
+def test_a_label_stands_in_runs_and_its_value_reaches_the_function(where):
+    def train(setting, seed):  # in no module that another process could import, as a notebook's functions
+        return {"loss": [setting["network"].sum()]}
+
+    grid = {"network": {"ones": np.ones(3), "twos": np.full(3, 2.0)}}
+    processes = 1 if where == "one after the other" else 2
+    result = run_grid(train, grid, seeds=[0], processes=processes, progress=False)
+    assert result.settings == [{"network": "ones"}, {"network": "twos"}]
+    assert result.final("loss").tolist() == [3.0, 6.0]
 
 
-def test_table_best_select_and_plot_tell_the_same_story():
+def test_adversarial_networks_side_by_side_give_the_bits_of_one_after_the_other():
+    grid = {"learning_rate": [0.001, 0.01]}
+    alone, beside = [run_grid(adversarial, grid, range(2), processes=count, progress=False) for count in (1, 2)]
+    assert len(alone.history) >= 2
+    for name, curves in alone.history.items():
+        np.testing.assert_array_equal(beside.history[name], curves)
+    assert len(np.unique(next(iter(alone.history.values()))[:, -1])) == 4
+
+
+def test_a_run_that_diverges_is_nan_from_then_on():
+    def train(setting, seed):
+        return {"loss": [1.0, np.inf if seed else 0.5, 0.4], "val_accuracy": [0.5, 0.6, 0.7]}
+
+    result = run_grid(train, seeds=[0, 1], progress=False)
+    assert result.diverged.tolist() == [False, True]
+    np.testing.assert_array_equal(result.history["val_accuracy"], [[0.5, 0.6, 0.7], [0.5, np.nan, np.nan]])
+    assert "1 diverged" in repr(result)
+
+
+@given(values=st.lists(st.lists(st.floats(-9, 9), min_size=3, max_size=3), min_size=1, max_size=5))
+def test_best_is_the_setting_of_the_best_mean_in_the_direction_of_the_metric(values):
+    means = np.array(values).mean(axis=1)
+    assert means[curved(values, "val_loss").best("val_loss")["setting"]] == means.min()
+    assert means[curved(values, "val_auc").best("val_auc")["setting"]] == means.max()
+
+
+@pytest.mark.parametrize("name", ["loss", "val_mean_squared_error", "test_nats", "train_categorical_crossentropy"])
+def test_losses_and_errors_are_minimized(name):
+    assert curved([[2.0], [1.0]], name).best(name) == {"setting": 1}
+
+
+@pytest.mark.parametrize(
+    "name", ["accuracy", "val_top_k_categorical_accuracy", "val_auc", "test_f1", "precision", "bleu"]
+)
+def test_accuracies_and_their_like_are_maximized(name):
+    assert curved([[2.0], [1.0]], name).best(name) == {"setting": 0}
+
+
+@pytest.mark.parametrize("name", ["val_distance", "accuracy_loss"])
+def test_a_metric_of_unknown_direction_needs_a_mode(name):
+    result = curved([[2.0], [1.0]], name)
+    with pytest.raises(ValueError, match="`mode`"):
+        result.best(name)
+    assert result.best(name, mode="max") == {"setting": 0}
+
+
+def test_a_setting_with_a_diverged_run_is_never_best():
+    assert curved([[0.1, np.nan], [0.5, 0.5]]).best() == {"setting": 1}
+    with pytest.raises(ValueError, match="diverged run"):
+        curved([[0.1, np.nan]]).best()
+
+
+def test_select_table_and_plot_tell_the_same_story():
     import matplotlib
 
     matplotlib.use("Agg")
-    grid = {"learning_rate": [1e-4, 0.05]}
-    result = nnopt.lab.sweep(dense, small_data(), keras.optimizers.Adam, grid, seeds=range(3), epochs=3, progress=False)
-    assert result.best("val_loss") == result.best("val_accuracy") == {"learning_rate": 0.05}
-    good = result.select(learning_rate=0.05)
-    assert [run["seed"] for run in good.runs] == [0, 1, 2]
+    result = curved([[1.0, 2.0, 3.0], [4.0, 4.0, 4.0]])
+    assert result.select(setting=0).final().tolist() == [1.0, 2.0, 3.0]
     table = result.table()
     rows = table.to_dict("records") if hasattr(table, "to_dict") else table
-    assert rows[1]["val_loss"] == pytest.approx(good.final("val_loss").mean())
-    assert rows[1]["runs"] == 3
+    assert [row["val_loss"] for row in rows] == [2.0, 4.0]
+    assert [row["val_loss_std"] for row in rows] == [1.0, 0.0]
+    assert rows[0]["runs"] == 3
     axes = result.plot("val_loss")
     assert axes.get_xlabel() == "epoch"
     assert len(axes.lines) >= 2
     matplotlib.pyplot.close("all")
 
 
-@only_stacked
-@pytest.mark.parametrize(
-    ("optimizer", "reason"),
-    [
-        (keras.optimizers.Muon, "orthogonalizes"),
-        (keras.optimizers.Lamb, "norm of its weights"),
-        (keras.optimizers.Adafactor, "rows and columns"),
-        (partial(keras.optimizers.SGD, clipnorm=1.0), "`clipnorm` set"),
-        (partial(keras.optimizers.Adam, use_ema=True), "`use_ema` set"),
-        (type("Mine", (keras.optimizers.SGD,), {}), "not known to update each weight on its own"),
-    ],
-)
-def test_an_optimizer_that_cannot_be_stacked_is_refused_by_name(optimizer, reason):
-    name = getattr(optimizer, "func", optimizer).__name__
-    with pytest.raises(ValueError, match=rf"{name} cannot be trained stacked.*{reason}.*stacked=False"):
-        nnopt.lab.sweep(dense, small_data(), optimizer, seeds=[0], epochs=1, progress=False)
+def test_lists_and_arrays_may_be_entries_of_a_grid():
+    def train(setting, seed):
+        return {"loss": [float(np.sum(setting["units"]))]}
+
+    grid = {"units": [[4, 4], np.ones(3), [1]]}
+    result = run_grid(train, grid, seeds=[0, 1], progress=False)
+    assert len(result.settings) == 3
+    assert result.select(units=[4, 4]).final("loss").tolist() == [8.0, 8.0]
+    assert result.select(units=np.ones(3)).final("loss").tolist() == [3.0, 3.0]
 
 
-def test_weights_excluded_from_decay_by_name_stay_excluded():
-    def optimizer(learning_rate=0.02):
-        made = keras.optimizers.AdamW(learning_rate, weight_decay=0.5)
-        made.exclude_from_weight_decay(var_names=["bias", "beta"])
-        return made
-
-    build, shape = NETWORKS["normalized"]
-    data = small_data(shape)
-    result = nnopt.lab.sweep(build, data, optimizer, {"learning_rate": [0.02]}, seeds=[3, 0], epochs=3, progress=False)
-    assert_equals_plain_runs(build, optimizer, data, result, numbers=[1])
+@given(st.dictionaries(st.sampled_from("abc"), st.lists(st.integers(0, 3), min_size=1, max_size=3)), st.integers(1, 2))
+def test_settings_are_all_combinations_of_all_grids(grid, times):
+    settings = settings_of([grid] * times)
+    assert len(settings) == times * int(np.prod([len(values) for values in grid.values()]))
+    assert all(labels == setting and list(labels) == list(grid) for labels, setting in settings)
 
 
-@only_stacked
-def test_weights_excluded_from_decay_one_by_one_are_refused():
-    def optimizer(learning_rate=0.02):
-        made = keras.optimizers.AdamW(learning_rate, weight_decay=0.5)
-        made.exclude_from_weight_decay(var_list=[keras.Variable(0.0)])
-        return made
-
-    with pytest.raises(ValueError, match="excludes variables from weight decay other than by their names"):
-        nnopt.lab.sweep(dense, small_data(), optimizer, {"learning_rate": [0.02]}, seeds=[0], epochs=1, stacked=True)
-
-
-def test_a_refused_optimizer_trains_one_by_one():
-    result = nnopt.lab.sweep(
-        dense, small_data(), keras.optimizers.Lamb, {"learning_rate": [0.01]}, seeds=[0], epochs=3, stacked=False,
-        progress=False,
-    )  # fmt: skip
-    assert result.history["loss"][0, -1] < result.history["loss"][0, 0]
+def test_identity_tells_apart_what_repr_does_not():
+    first, second = np.zeros(5000), np.zeros(5000)
+    second[2500] = 1
+    assert repr(first) == repr(second)
+    assert identity([first]) != identity([second])
+    assert identity([first]) == identity([first.copy()])
+    assert identity(1) != identity(True)
 
 
 @pytest.mark.parametrize(
     ("changed", "error", "message"),
     [
-        ({"build": 3}, TypeError, "`build`"),
-        ({"build": lambda: 3}, TypeError, "must return a keras.Model"),
-        ({"build": lambda: keras.Sequential([layers.Dense(3)])}, ValueError, "input shape"),
-        ({"optimizer": "adam"}, TypeError, "`optimizer`"),
-        ({"optimizer": lambda: 3}, TypeError, "returned 3"),
+        ({"train": 3}, TypeError, "`train`"),
+        ({"train": lambda setting, seed: 3}, TypeError, "dict of metric name"),
+        ({"train": lambda setting, seed: {"loss": []}}, ValueError, "one length >= 1"),
+        ({"train": lambda setting, seed: {"loss": [1, 2], "val_loss": [1]}}, ValueError, "one length >= 1"),
+        ({"train": lambda setting, seed: {"loss": [1] * (1 + seed)}}, ValueError, "from the first run"),
         ({"grid": 3}, TypeError, "`grid`"),
-        ({"grid": {"learning_rate": 0.1}}, TypeError, "learning_rate=0.1"),
-        ({"grid": {"learning_rate": []}}, ValueError, "at least one value"),
+        ({"grid": []}, ValueError, "at least one dict"),
+        ({"grid": {"rate": 0.1}}, TypeError, "rate=0.1"),
+        ({"grid": {"rate": []}}, ValueError, "at least one value"),
         ({"grid": {"seed": [1]}}, ValueError, "pass `seeds`"),
-        ({"grid": {"momentumm": [0.1]}}, ValueError, "momentumm"),
-        ({"seeds": []}, ValueError, "`seeds`"),
+        ({"grid": np.arange(1000.0)}, TypeError, r"array of shape \(1000,\)"),
+        ({"seeds": 3}, TypeError, "list or range of integers"),
+        ({"seeds": []}, ValueError, "at least one integer"),
         ({"seeds": [1, 1]}, ValueError, "none of them twice"),
         ({"seeds": [-1]}, ValueError, "`seeds`"),
         ({"seeds": [0.5]}, TypeError, "`seeds`"),
-        ({"epochs": 0}, ValueError, "`epochs`"),
-        ({"epochs": 1.5}, TypeError, "`epochs`"),
-        ({"batch_size": 0}, ValueError, "`batch_size`"),
-        ({"batch_size": True}, TypeError, "`batch_size`"),
-        ({"evaluate_every": 0}, ValueError, "`evaluate_every`"),
-        ({"runs_at_once": 0}, ValueError, "`runs_at_once`"),
-        ({"stacked": 1}, TypeError, "`stacked`"),
-        ({"evaluate_on": ("trian",)}, ValueError, "`evaluate_on`"),
-        ({"data": SimpleNamespace(train=None)}, ValueError, "`train`"),
-        ({"loss": "no_such_loss"}, ValueError, "no_such_loss"),
-        ({"metrics": ["no_such_metric"]}, ValueError, "no_such_metric"),
+        ({"processes": 0}, ValueError, "`processes`"),
     ],
 )
 def test_bad_arguments_are_named(changed, error, message):
-    arguments = dict(
-        build=dense, data=small_data(), optimizer=keras.optimizers.SGD, seeds=[0], epochs=1, progress=False
-    )
+    arguments = {"train": lambda setting, seed: {"loss": [1.0]}, "grid": None, "seeds": [0, 1], **changed}
     with pytest.raises(error, match=message):
-        nnopt.lab.sweep(**{**arguments, **changed})
-
-
-@pytest.mark.parametrize(
-    "build",
-    [
-        lambda: nnopt.models.rnn((5,), [4], 3, vocabulary=9, embedding=4, return_sequences=True),
-        lambda: nnopt.models.seq2seq(9, 9, 4, embedding=4),
-    ],
-)
-def test_outputs_with_a_mask_are_refused_since_padding_would_count(build):
-    with pytest.raises(ValueError, match="outputs carry no mask"):
-        nnopt.lab.sweep(build, small_data(), OPTIMIZERS["sgd"], seeds=[0], epochs=1, progress=False)
+        run_grid(**arguments, progress=False)
 
 
 def test_unknown_metrics_entries_and_runs_are_named():
-    result = nnopt.lab.sweep(dense, small_data(), OPTIMIZERS["sgd"], seeds=[0], epochs=1, progress=False)
+    result = curved([[1.0]])
     with pytest.raises(ValueError, match="val_los"):
         result.final("val_los")
-    with pytest.raises(ValueError, match="units"):
+    with pytest.raises(ValueError, match="units=3"):
         result.select(units=3)
-    with pytest.raises(ValueError, match="`run`"):
-        result.model(1)
-    with pytest.raises(ValueError, match="run"):
-        result.weights(1)
+    with pytest.raises(ValueError, match="keeps no networks"):
+        result.model(0)
     with pytest.raises(ValueError, match="`mode`"):
-        result.best("loss", mode="least")
+        result.best("val_loss", mode="least")

@@ -88,8 +88,8 @@ def _one_after_the_other(train, tasks):
 def _side_by_side(train, tasks, processes):
     # Both come with scikit-learn. Not threads: the random states are the process's. Not fork: TensorFlow hangs in it.
     # cloudpickle, since a notebook's functions are in no module that another process could import.
+    import cloudpickle
     from joblib import Parallel, delayed
-    from joblib.externals import cloudpickle
 
     function, threads = cloudpickle.dumps(train), _threads()
     calls = (delayed(_in_a_process)(function, threads, cloudpickle.dumps(task)) for task in tasks)
@@ -97,7 +97,7 @@ def _side_by_side(train, tasks, processes):
 
 
 def _in_a_process(function, threads, task):
-    from joblib.externals import cloudpickle
+    import cloudpickle
 
     train = _loaded(function, threads)
     (curves,) = _one_after_the_other(train, [cloudpickle.loads(task)])
@@ -106,7 +106,7 @@ def _in_a_process(function, threads, task):
 
 @functools.lru_cache(maxsize=1)  # once in each process
 def _loaded(function, threads):
-    from joblib.externals import cloudpickle
+    import cloudpickle
 
     # Sums over other numbers of threads have other last bits.
     for library, numbers in threads.items():
