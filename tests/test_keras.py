@@ -75,6 +75,9 @@ def test_the_schedule_inside_an_optimizer_is_found():
     schedule = keras.optimizers.schedules.CosineDecay(0.1, 10)
     assert _keras.learning_rate(keras.optimizers.SGD(schedule)) is schedule
     assert isinstance(_keras.learning_rate(keras.optimizers.SGD(0.1)), keras.Variable)
+    scaled = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(schedule))
+    assert _keras.learning_rate(scaled) is schedule
+    assert _keras.batch_counter(scaled) is scaled.inner_optimizer.iterations
 
 
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="only JAX holds back what a step has computed")
@@ -107,3 +110,23 @@ def test_the_generator_behind_keras_random_can_be_taken_away_and_put_back():
     _keras.set_global_seed_generator(None)
     keras.random.uniform(())
     assert _keras.global_seed_generator() is not made
+
+
+def test_the_counter_counts_batches_also_under_gradient_accumulation_and_inside_a_loss_scale():
+    inner = keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)
+    for optimizer in (inner, keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1))):
+        network = model(optimizer)
+        network.fit(X, X, batch_size=1, verbose=0)
+        assert int(keras.ops.convert_to_numpy(_keras.batch_counter(optimizer))) == 4
+    assert int(keras.ops.convert_to_numpy(inner.iterations)) == 2
+
+
+def test_the_class_made_by_an_optimizers_class_is_that_of_its_objects():
+    for kind in (keras.optimizers.SGD, keras.optimizers.AdamW):
+        assert _keras.class_made_by(kind) is type(kind(0.1))
+
+
+def test_the_slot_of_a_variable_is_its_own():
+    optimizer, variables = keras.optimizers.SGD(0.1, momentum=0.9), [keras.Variable([1.0]), keras.Variable([[2.0]])]
+    optimizer.build(variables)
+    assert [_keras.slot_of(optimizer, optimizer.momentums, variable).shape for variable in variables] == [(1,), (1, 1)]

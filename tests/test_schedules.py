@@ -10,9 +10,21 @@ from fractions import Fraction
 import keras
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from keras import ops
+from torch_golden import CYCLES, FILE, ONE_CYCLES, curves
 
-from nnopt.schedules import Chain, CyclicalLearningRate, ExponentialDecay, OneCycle, StepDecay, Warmup
+from nnopt._gradients import compiled
+from nnopt.schedules import (
+    Chain,
+    CyclicalLearningRate,
+    ExponentialDecay,
+    OneCycle,
+    OneCycleMomentum,
+    StepDecay,
+    Warmup,
+)
 
 RELATIVE = 1e-6
 BIG_STEPS = [2**24 + 1, 2**24 + 12345, 2**30, 2**30 + 7, 2**31 - 2]
@@ -28,6 +40,7 @@ EXAMPLES = {
     "OneCycle": OneCycle(0.1, 14),
     "OneCycle linear": OneCycle(0.1, 14, anneal="linear"),
     "OneCycle three phases": OneCycle(0.1, 14, three_phase=True),
+    "OneCycle momentum": OneCycle(0.1, 14).momentum(0.5, 0.9),
     "Warmup": Warmup(keras.optimizers.schedules.CosineDecay(0.1, 9), 4),
     "Warmup of a constant": Warmup(0.1, 4, 0.02),
     "Chain": Chain([(0.05, 2), (Warmup(OneCycle(0.1, 5), 2), 7), StepDecay(0.01, 2, 0.5)]),
@@ -39,35 +52,36 @@ def rates(schedule, steps):
     return np.asarray(ops.convert_to_numpy(schedule(np.asarray(steps))), dtype="float64")
 
 
-def torch_curve(make_scheduler, count, key="lr"):
-    """What a scheduler of torch gives the first `count` steps (`key` "betas": momentum, in float64)."""
-    torch = pytest.importorskip("torch")
-    optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=1.0)
-    scheduler = make_scheduler(torch.optim.lr_scheduler, optimizer)
-    curve = []
-    for step in range(count):
-        group = optimizer.param_groups[0]
-        curve.append(group["betas"][0] if key == "betas" else group["lr"])
-        optimizer.step()
-        if step + 1 < count:
-            scheduler.step()
-    return np.array(curve)
+TORCH = json.loads(FILE.read_text())["curves"]
+AS_IN_TORCH = {
+    "StepDecay list": StepDecay(1.0, [3, 4, 10], 0.3),
+    "StepDecay 1": StepDecay(1.0, 1, 0.3),
+    "StepDecay 4": StepDecay(1.0, 4, 0.3),
+    "ExponentialDecay": ExponentialDecay(1.0, 1, 0.93),
+    **{
+        name: CyclicalLearningRate(0.001, 0.3, cycle["step_size_up"], cycle["mode"], gamma=0.99)
+        for name, cycle in CYCLES.items()
+    },
+    **{
+        name: OneCycle(0.5, **{"anneal" if key == "anneal_strategy" else key: value for key, value in cycle.items()})
+        for name, cycle in ONE_CYCLES.items()
+    },
+}
 
 
-def test_step_decay_equals_torch_multi_step():
-    expected = torch_curve(lambda s, optimizer: s.MultiStepLR(optimizer, [3, 4, 10], gamma=0.3), 14)
-    np.testing.assert_allclose(rates(StepDecay(1.0, [3, 4, 10], 0.3), range(14)), expected, rtol=RELATIVE)
+@pytest.mark.parametrize("name", AS_IN_TORCH)
+def test_a_schedule_equals_that_of_torch_at_every_step(name):
+    schedule, curve = AS_IN_TORCH[name], TORCH[name]
+    np.testing.assert_allclose(rates(schedule, curve["steps"]), curve["rate"], rtol=RELATIVE)
+    if isinstance(schedule, OneCycle):
+        np.testing.assert_allclose(rates(schedule.momentum(), curve["steps"]), curve["momentum"], rtol=RELATIVE)
 
 
-@pytest.mark.parametrize("every", [1, 4])
-def test_step_decay_every_so_many_steps_equals_torch_step(every):
-    expected = torch_curve(lambda s, optimizer: s.StepLR(optimizer, every, gamma=0.3), 4 * every + 2)
-    np.testing.assert_allclose(rates(StepDecay(1.0, every, 0.3), range(4 * every + 2)), expected, rtol=RELATIVE)
-
-
-def test_exponential_decay_equals_torch_exponential():
-    expected = torch_curve(lambda s, optimizer: s.ExponentialLR(optimizer, 0.93), 300)
-    np.testing.assert_allclose(rates(ExponentialDecay(1.0, 1, 0.93), range(300)), expected, rtol=RELATIVE)
+def test_the_curves_of_torch_are_what_torch_computes():
+    pytest.importorskip("torch")
+    for name, curve in curves().items():
+        for key, values in curve.items():
+            np.testing.assert_allclose(values, TORCH[name][key], rtol=1e-12)
 
 
 def test_exponential_decay_equals_keras_own():
@@ -78,67 +92,13 @@ def test_exponential_decay_equals_keras_own():
         np.testing.assert_allclose(rates(ExponentialDecay(0.1, 7, 0.5, staircase), steps), expected, rtol=RELATIVE)
 
 
-@pytest.mark.parametrize("step_size", [1, 2, 7, 100])
-@pytest.mark.parametrize("mode", ["triangular", "triangular2", "exp_range"])
-def test_cyclical_equals_torch_over_five_cycles(mode, step_size):
-    count = 10 * step_size + 2
-    expected = torch_curve(
-        lambda s, optimizer: s.CyclicLR(optimizer, 0.001, 0.3, step_size, mode=mode, gamma=0.99, cycle_momentum=False),
-        count,
-    )
-    schedule = CyclicalLearningRate(0.001, 0.3, step_size, mode, gamma=0.99)
-    np.testing.assert_allclose(rates(schedule, range(count)), expected, rtol=RELATIVE)
-
-
-ONE_CYCLES = [
-    (total, pct, three)
-    for total in (2, 3, 10, 11, 101, 1000)
-    for three in (False, True)
-    for pct in ((0.0, 0.05, 0.3, 0.45, 0.5) if three else (0.0, 0.05, 0.3, 1 / 3, 0.77, 0.99))
-    if pct * total != 1
-]
-
-
-@pytest.mark.parametrize("anneal", ["cos", "linear"])
-@pytest.mark.parametrize(("total", "pct_start", "three_phase"), ONE_CYCLES)
-def test_one_cycle_equals_torch_from_first_to_last_step(total, pct_start, three_phase, anneal):
-    def make(schedulers, optimizer):
-        return schedulers.OneCycleLR(
-            optimizer, 0.5, total, pct_start=pct_start, anneal_strategy=anneal, three_phase=three_phase
-        )
-
-    schedule = OneCycle(0.5, total, pct_start, anneal=anneal, three_phase=three_phase)
-    steps = np.arange(total)
-    np.testing.assert_allclose(rates(schedule, steps), torch_curve(make, total), rtol=RELATIVE)
-    np.testing.assert_allclose(rates(schedule.momentum, steps), torch_curve(make, total, "betas"), rtol=RELATIVE)
-
-
-@pytest.mark.parametrize(("div_factor", "final_div_factor"), [(25.0, 2.0), (1.0, 1.0), (10.0, 0.2), (3.0, 1e8)])
-def test_one_cycle_equals_torch_for_any_first_and_final_rate(div_factor, final_div_factor):
-    for three_phase in (False, True):
-        expected = torch_curve(
-            lambda s, optimizer, three_phase=three_phase: s.OneCycleLR(
-                optimizer,
-                25.0,
-                23,
-                pct_start=0.4,
-                div_factor=div_factor,
-                final_div_factor=final_div_factor,
-                three_phase=three_phase,
-            ),
-            23,
-        )
-        schedule = OneCycle(25.0, 23, 0.4, div_factor, final_div_factor, three_phase=three_phase)
-        np.testing.assert_allclose(rates(schedule, range(23)), expected, rtol=RELATIVE)
-
-
 @pytest.mark.parametrize("three_phase", [False, True])
 @pytest.mark.parametrize("anneal", ["cos", "linear"])
 def test_one_cycle_stays_at_its_final_rate(anneal, three_phase):
     schedule = OneCycle(0.5, 20, anneal=anneal, three_phase=three_phase)
     final = 0.5 / 25 / 1e4
     np.testing.assert_allclose(rates(schedule, [19, 20, 21, 1000, 2**31 - 1]), final, rtol=RELATIVE)
-    np.testing.assert_allclose(rates(schedule.momentum, [19, 20, 21, 2**31 - 1]), 0.95, rtol=RELATIVE)
+    np.testing.assert_allclose(rates(schedule.momentum(), [19, 20, 21, 2**31 - 1]), 0.95, rtol=RELATIVE)
     assert rates(schedule, [18])[0] > final
 
 
@@ -420,98 +380,120 @@ def test_a_saved_model_goes_on_with_its_schedule_in_a_fresh_process(tmp_path):
         assert found[path][3] == pytest.approx(weight, rel=1e-6)
 
 
-GOOD = {
-    StepDecay: {"initial_learning_rate": 0.1, "milestones": [2, 4], "decay_rate": 0.5},
-    ExponentialDecay: {"initial_learning_rate": 0.1, "decay_steps": 4, "decay_rate": 0.5, "staircase": False},
-    CyclicalLearningRate: {
-        "initial_learning_rate": 0.1, "maximal_learning_rate": 0.2, "step_size": 3, "mode": "exp_range", "gamma": 0.9,
-    },
-    OneCycle: {
-        "maximal_learning_rate": 0.1, "total_steps": 9, "pct_start": 0.3, "div_factor": 25.0, "final_div_factor": 1e4,
-        "anneal": "cos", "three_phase": False,
-    },
-    Warmup: {"schedule": 0.1, "warmup_steps": 3, "initial_learning_rate": 0.0},
-    Chain: {"parts": [(0.1, 2), 0.2]},
-}  # fmt: skip
-NO_NUMBER = ["0.1", None, True, [0.1], (), 1j, np.ones(1), {}, max]
-NOT_FINITE = [math.nan, math.inf, -math.inf, np.float32("nan"), 10**400]
-RATE = [*NO_NUMBER, *NOT_FINITE, -1, -0.1, 1e39]
-FACTOR = [*NO_NUMBER, *NOT_FINITE, 0, -0.9, 1.0001, 2]
-COUNT = ["3", None, True, [3], 3.0, np.float64(3), 1j, math.nan, math.inf, -math.inf, -1, 2**31, 10**400]
-CHOICE = ["", "Triangular", "COS", None, True, 1, ["cos"], math.nan, math.inf]
-FLAG = ["yes", "True", None, 0, 1, 1.0, math.nan, math.inf, [True]]
-OPTIMIZER = keras.optimizers.SGD()
-SCHEDULE = [*NO_NUMBER, *NOT_FINITE, -0.1, 0, 1e39, StepDecay, OPTIMIZER]
+@pytest.mark.parametrize("kind", [list, tuple, np.array, np.int16])
+def test_milestones_may_be_any_sequence_of_integers(kind):
+    expected = rates(StepDecay(0.1, [1, 2, 3], 0.5), range(5))
+    np.testing.assert_array_equal(rates(StepDecay(0.1, range(1, 4), 0.5), range(5)), expected)
+    milestones = 1 if kind is np.int16 else [1, 2, 3]
+    schedule = StepDecay(np.float32(0.1), kind(milestones), np.float64(0.5))
+    assert json.loads(json.dumps(schedule.get_config()))["milestones"] == milestones
+    if kind is not np.int16:
+        np.testing.assert_allclose(rates(schedule, range(5)), expected, rtol=RELATIVE)
 
-BAD = {
-    (StepDecay, "initial_learning_rate"): [*RATE, 0],
-    (StepDecay, "milestones"): [
-        *(value for value in COUNT if value != [3]), 0,
-        "abc", 1.5, {3, 4}, np.array([1, 2]), [], (), [2, 2], [4, 2], [0, 1], [-1], [1.5], [2, "4"],
-        [2, None], [True], [[1, 2]], [1, math.nan], [1, math.inf], [1, 2**31],
-    ],
-    (StepDecay, "decay_rate"): FACTOR,
-    (ExponentialDecay, "initial_learning_rate"): [*RATE, 0],
-    (ExponentialDecay, "decay_steps"): [*COUNT, 0],
-    (ExponentialDecay, "decay_rate"): FACTOR,
-    (ExponentialDecay, "staircase"): FLAG,
-    (CyclicalLearningRate, "initial_learning_rate"): RATE,
-    (CyclicalLearningRate, "maximal_learning_rate"): [*RATE, 0.0999],
-    (CyclicalLearningRate, "step_size"): [*COUNT, 0, 2**30],
-    (CyclicalLearningRate, "mode"): CHOICE,
-    (CyclicalLearningRate, "gamma"): FACTOR,
-    (OneCycle, "maximal_learning_rate"): [*RATE, 0],
-    (OneCycle, "total_steps"): [*COUNT, 0],
-    (OneCycle, "pct_start"): [*NO_NUMBER, *NOT_FINITE, -0.001, 1.001, 30],
-    (OneCycle, "div_factor"): [*NO_NUMBER, *NOT_FINITE, 0, 0.99, -25.0],
-    (OneCycle, "final_div_factor"): [*NO_NUMBER, *NOT_FINITE, 0, 0.0399, -1e4],
-    (OneCycle, "anneal"): CHOICE,
-    (OneCycle, "three_phase"): FLAG,
-    (Warmup, "schedule"): SCHEDULE,
-    (Warmup, "warmup_steps"): COUNT,
-    (Warmup, "initial_learning_rate"): RATE,
-    (Chain, "parts"): [
-        "abc", None, True, 0.1, math.nan, {}, StepDecay(0.1, [2], 0.5), [], (), [(0.1, 2)], [0.1, 0.2], [(0.1,), 0.2],
-        [(0.1, 2, 3), 0.2], [(0.1, 2**30), (0.1, 2**30), 0.2], ["ab", 0.2],
-        *([(0.1, steps), 0.2] for steps in [*COUNT, 0]),
-        *([(part, 2), 0.2] for part in SCHEDULE),
-        *([(0.1, 2), part] for part in SCHEDULE),
-    ],
-}  # fmt: skip
-CASES = [
-    pytest.param(cls, name, value, id=f"{cls.__name__}-{name}-{index}")
-    for (cls, name), values in BAD.items()
-    for index, value in enumerate(values)
+
+RATE = st.floats(1e-6, 1e3)
+FACTOR = st.floats(1e-3, 1)
+COUNT = st.integers(1, 10**6)
+
+
+@st.composite
+def schedules_with_bounds(draw, depth=1):
+    """A valid schedule with the lowest and the highest rate that it may give."""
+    rate, factor = draw(RATE), draw(FACTOR)
+    kind = draw(st.sampled_from(["step", "exponential", "cyclical", "cycle", "warmup", "chain"][: 6 if depth else 4]))
+    if kind == "step":
+        milestones = draw(COUNT | st.lists(COUNT, min_size=1, max_size=5, unique=True).map(sorted))
+        return StepDecay(rate, milestones, factor), 0, rate
+    if kind == "exponential":
+        return ExponentialDecay(rate, draw(COUNT), factor, draw(st.booleans())), 0, rate
+    if kind == "cyclical":
+        mode = draw(st.sampled_from(["triangular", "triangular2", "exp_range"]))
+        return CyclicalLearningRate(factor * rate, rate, draw(COUNT), mode, draw(FACTOR)), factor * rate, rate
+    if kind == "cycle":
+        three = draw(st.booleans())
+        share, anneal = draw(st.floats(0, 0.5 if three else 1)), draw(st.sampled_from(["cos", "linear"]))
+        div, final = draw(st.floats(1, 100)), draw(st.floats(1, 1e6))
+        return OneCycle(rate, draw(COUNT), share, div, final, anneal, three), rate / div / final, rate
+    schedule, low, high = draw(schedules_with_bounds(depth=0))
+    if kind == "warmup":
+        return Warmup(schedule, draw(COUNT), factor * rate), min(low, factor * rate), max(high, factor * rate)
+    other, other_low, other_high = draw(schedules_with_bounds(depth=0))
+    return Chain([(schedule, draw(COUNT)), other]), min(low, other_low), max(high, other_high)
+
+
+@settings(deadline=None, max_examples=60)
+@given(schedules_with_bounds(), st.lists(st.integers(0, 2**31 - 1) | COUNT | st.integers(0, 30), min_size=1))
+def test_any_valid_schedule_stays_within_its_bounds_and_is_the_same_in_a_graph_and_from_its_config(case, steps):
+    schedule, low, high = case
+    steps = np.array((steps * 16)[:16], "int64")
+    eager = rates(schedule, steps)
+    assert np.all(np.isfinite(eager))
+    assert np.all(eager >= low * (1 - RELATIVE))
+    assert np.all(eager <= high * (1 + RELATIVE))
+    np.testing.assert_allclose(ops.convert_to_numpy(in_graph(schedule, steps)), eager, rtol=RELATIVE, atol=1e-37)
+    again = type(schedule).from_config(json.loads(json.dumps(schedule.get_config())))
+    np.testing.assert_array_equal(rates(again, steps), eager)
+
+
+def in_graph(schedule, steps):
+    return compiled(schedule)(ops.convert_to_tensor(steps))
+
+
+STEP, EXPONENTIAL = (StepDecay, (0.1, [2, 4], 0.5)), (ExponentialDecay, (0.1, 4, 0.5, False))
+CYCLICAL = (CyclicalLearningRate, (0.1, 0.2, 3, "exp_range", 0.9))
+ONE = (OneCycle, (0.1, 9, 0.3, 25.0, 1e4, "cos", False))
+BAD = [
+    (STEP, "initial_learning_rate", 0),
+    (STEP, "milestones", [4, 2]),
+    (STEP, "milestones", []),
+    (STEP, "milestones", "24"),
+    (STEP, "milestones", 0),
+    (STEP, "decay_rate", 1.5),
+    (EXPONENTIAL, "initial_learning_rate", math.nan),
+    (EXPONENTIAL, "decay_steps", 3.0),
+    (EXPONENTIAL, "decay_rate", -0.9),
+    (EXPONENTIAL, "staircase", 1),
+    (CYCLICAL, "initial_learning_rate", -0.1),
+    (CYCLICAL, "maximal_learning_rate", 0.0999),
+    (CYCLICAL, "step_size", 2**30),
+    (CYCLICAL, "mode", "Triangular"),
+    (CYCLICAL, "gamma", 0),
+    (ONE, "maximal_learning_rate", "0.1"),
+    (ONE, "total_steps", 0),
+    (ONE, "pct_start", 30),
+    (ONE, "div_factor", 0.99),
+    (ONE, "final_div_factor", 0.0399),
+    (ONE, "anneal", "cosine"),
+    (ONE, "three_phase", None),
+    ((OneCycleMomentum, (OneCycle(0.1, 9), 0.8, 0.9)), "cycle", 0.1),
+    ((OneCycleMomentum, (OneCycle(0.1, 9), 0.8, 0.9)), "low", -0.1),
+    ((OneCycleMomentum, (OneCycle(0.1, 9), 0.8, 0.9)), "high", 0.7),
+    ((Warmup, (0.1, 3, 0.0)), "schedule", StepDecay),
+    ((Warmup, (0.1, 3, 0.0)), "warmup_steps", -1),
+    ((Warmup, (0.1, 3, 0.0)), "initial_learning_rate", math.inf),
+    ((Chain, ([(0.1, 2), 0.2],)), "parts", [(0.1, 2)]),
+    ((Chain, ([(0.1, 2), 0.2],)), "parts", [0.1, 0.2]),
+    ((Chain, ([(0.1, 2), 0.2],)), "parts", [(0.1, 2**30), (0.1, 2**30), 0.2]),
 ]
 
 
-@pytest.mark.parametrize(("cls", "name", "value"), CASES)
-def test_a_bad_argument_is_refused_with_its_name_the_rule_and_the_value(cls, name, value):
-    with pytest.raises((TypeError, ValueError)) as error:
-        cls(**{**GOOD[cls], name: value})
-    message = str(error.value)
-    assert f"`{name}" in message
-    assert " must " in message
-    assert "Received: " in message
-    culprits = value if isinstance(value, (list, tuple)) else []
-    parts = [value, *culprits, *(inner for part in culprits if isinstance(part, (list, tuple)) for inner in part)]
-    assert any(repr(part) in message.split("Received: ")[1] for part in parts)
+@pytest.mark.parametrize(("good", "name", "value"), BAD)
+def test_a_bad_argument_is_refused_with_its_name_the_rule_and_the_value(good, name, value):
+    kind, arguments = good
+    arguments = dict(zip(kind._arguments, arguments))
+    kind(**arguments)
+    with pytest.raises(
+        (TypeError, ValueError), match=rf"`{name}[`\[].* must .*Received: {name}|steps of `{name}` must"
+    ):
+        kind(**{**arguments, name: value})
 
 
-def test_every_argument_of_every_schedule_has_bad_cases():
-    assert set(BAD) == {(cls, name) for cls, arguments in GOOD.items() for name in arguments}
-    for cls, arguments in GOOD.items():
-        assert rates(cls(**arguments), [0, 1]).shape == (2,)
-        assert set(cls(**arguments).get_config()) == set(arguments)
+def test_every_argument_of_every_schedule_has_a_bad_case():
+    assert {(kind, name) for (kind, _), name, _ in BAD} == {
+        (kind, name) for (kind, _), _, _ in BAD for name in kind._arguments
+    }
 
 
 def test_three_phases_need_a_rise_of_at_most_half_the_steps():
     with pytest.raises(ValueError, match=r"`pct_start` must be .* <= 0\.5"):
         OneCycle(0.1, 10, 0.51, three_phase=True)
-
-
-@pytest.mark.parametrize("name", ["base_momentum", "max_momentum"])
-@pytest.mark.parametrize("value", [*NO_NUMBER, *NOT_FINITE, -0.1, 1, 1.5])
-def test_a_bad_momentum_is_refused_by_name(name, value):
-    with pytest.raises((TypeError, ValueError), match=f"`{name}` must be"):
-        OneCycle(0.1, 10).momentum(3, **{name: value})

@@ -23,7 +23,7 @@ class EarlyStopping(keras.callbacks.EarlyStopping):
         monitor: Name of the metric, as in the logs.
         min_delta: Smallest change that counts as an improvement, >= 0.
         patience: Epochs without improvement after which training stops, an integer >= 0.
-        verbose: 0 or 1 (reports what it does).
+        verbose: 0, or 1 or more (reports what it does).
         mode: "min", "max", or "auto": by the metric.
         baseline: Value that has to be beaten for patience to begin anew, or None.
         restore_best_weights: Whether to put back the weights of the best epoch. Unlike Keras', the default is True.
@@ -64,7 +64,7 @@ class EarlyStopping(keras.callbacks.EarlyStopping):
             monitor=monitor,
             min_delta=check_number("min_delta", min_delta, at_least=0),
             patience=check_integer("patience", patience, at_least=0),
-            verbose=check_integer("verbose", verbose, at_least=0, at_most=1),
+            verbose=check_integer("verbose", verbose, at_least=0),
             mode=check_choice("mode", mode, ("auto", "min", "max")),
             baseline=None if baseline is None else check_number("baseline", baseline),
             restore_best_weights=check_boolean("restore_best_weights", restore_best_weights),
