@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+import torch_models
 
 from nnopt.models import rnn
 
@@ -28,38 +29,13 @@ def padded(batch, more, value=0):
     return np.pad(batch, widths, constant_values=value)
 
 
-def torch_twin(cell, weights):
-    """PyTorch's recurrent layer with the weights of Keras' one; it stacks a GRU's gates as r, z, n."""
-    torch = pytest.importorskip("torch")
-    kernel, recurrent, bias = (array(weight) for weight in weights)
-    kind = {"simple": torch.nn.RNN, "lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[cell]
-    twin = kind(kernel.shape[0], recurrent.shape[0], batch_first=True)
-    inputs, hidden = bias if cell == "gru" else (bias, np.zeros_like(bias))
-    if cell == "gru":  # Keras: z, r, n
-
-        def order(matrix):
-            z, r, n = np.split(matrix, 3, axis=-1)
-            return np.concatenate([r, z, n], axis=-1)
-
-        kernel, recurrent, inputs, hidden = order(kernel), order(recurrent), order(inputs), order(hidden)
-    values = {"weight_ih_l0": kernel.T, "weight_hh_l0": recurrent.T, "bias_ih_l0": inputs, "bias_hh_l0": hidden}
-    twin.load_state_dict({name: torch.tensor(np.array(value)) for name, value in values.items()})
-    return twin
-
-
-@pytest.mark.parametrize("cell", USUALLY_LSTM)
-@pytest.mark.parametrize("return_sequences", [False, True])
-def test_network_computes_what_pytorchs_layer_does(cell, return_sequences):
-    torch = pytest.importorskip("torch")
-    model = rnn((None, 3), [5], 2, cell=cell, return_sequences=return_sequences, seed=0)
-    for weight in model.weights:
-        weight.assign(array(weight) + 0.1 * GENERATOR.normal(size=weight.shape))
-    twin = torch_twin(cell, model.get_layer("recurrent_1").weights)
-    with torch.no_grad():
-        states = twin(torch.from_numpy(SEQUENCES))[0].numpy()
-    kernel, bias = (array(weight) for weight in model.get_layer("logits").weights)
-    expected = (states if return_sequences else states[:, -1]) @ kernel + bias
-    np.testing.assert_allclose(model.predict(SEQUENCES, verbose=0), expected, rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("cell", CELLS)
+def test_network_computes_what_pytorchs_layer_does(cell):
+    sequences, expected = torch_models.SEQUENCES, torch_models.recorded()[f"rnn {cell} logits"]
+    model = torch_models.small_rnn(cell, return_sequences=True)
+    np.testing.assert_allclose(model.predict(sequences, verbose=0), expected, rtol=1e-4, atol=1e-5)
+    model = torch_models.small_rnn(cell, return_sequences=False)
+    np.testing.assert_allclose(model.predict(sequences, verbose=0), expected[:, -1], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("cell", CELLS)

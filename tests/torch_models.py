@@ -10,12 +10,13 @@ import keras
 import numpy as np
 from sequences import BUILDERS, MODELS, REAL, SOURCE, TARGET, array
 
-from nnopt.models import gan, resnet
+from nnopt.models import gan, resnet, rnn
 
 FILE = pathlib.Path(__file__).with_suffix(".json")
 IMAGES = np.sin(np.arange(2 * 75 * 75 * 3) ** 1.5).reshape(2, 75, 75, 3).astype("float32")
 EXAMPLES, NOISES = np.sin(np.arange(16.0)).reshape(8, 2), np.cos(np.arange(48.0) ** 1.3).reshape(2, 8, 3)
 EXAMPLES, NOISES = EXAMPLES.astype("float32"), NOISES.astype("float32")
+SEQUENCES = np.sin(np.arange(60) ** 1.5).reshape(4, 5, 3).astype("float32")
 RATES = (0.3, 0.5)  # of generator and discriminator
 LOSSES = ("non_saturating", "saturating")
 
@@ -38,6 +39,10 @@ def small_resnet():
     return given_weights(resnet(50, (75, 75, 3), 7, width=8, seed=0))
 
 
+def small_rnn(cell, return_sequences):
+    return given_weights(rnn((None, 3), [5], 2, cell=cell, return_sequences=return_sequences, seed=0))
+
+
 def small_gan(loss):
     return given_weights(gan((2,), 3, [6], loss=loss, seed=0))
 
@@ -47,7 +52,7 @@ def torch_recurrent(cell, *weights):
     import torch
 
     width, units = weights[0].shape[0], weights[1].shape[0]
-    kind = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[cell]
+    kind = {"simple": torch.nn.RNN, "lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[cell]
     twin = kind(width, units, batch_first=True, bidirectional=len(weights) == 6)
     values = {}
     for end, direction in zip(("_l0", "_l0_reverse"), (weights[:3], weights[3:])):
@@ -300,6 +305,11 @@ def computed():
             values[f"{kind} logits"] = logits[REAL]
             if weights is not None:
                 values[f"{kind} attention"] = weights[REAL]
+        for cell in ("simple", "lstm", "gru"):
+            model = small_rnn(cell, return_sequences=True)
+            states = torch_recurrent(cell, *model.get_layer("recurrent_1").weights)(torch.from_numpy(SEQUENCES))[0]
+            kernel, bias = (array(weight) for weight in model.get_layer("logits").weights)
+            values[f"rnn {cell} logits"] = states.numpy() @ kernel + bias
         values["resnet logits"] = of_resnet(small_resnet())
     for loss in LOSSES:
         model = small_gan(loss)
