@@ -46,7 +46,7 @@ def begin_at_epoch(model, epoch):
 
 def learning_rate(optimizer):
     """The variable, schedule or function itself: `optimizer.learning_rate` is a schedule's present value."""
-    return optimizer._learning_rate
+    return inner_optimizer(optimizer)._learning_rate
 
 
 def drop_unwritten_state(model):
@@ -93,9 +93,14 @@ def undecayed_variables(optimizer):
 
 def batch_counter(optimizer):
     """The variable that counts batches; under gradient accumulation `optimizer.iterations` is a tensor, the updates."""
+    return inner_optimizer(optimizer)._iterations
+
+
+def inner_optimizer(optimizer):
+    """The optimizer inside a LossScaleOptimizer, or the optimizer itself."""
     while hasattr(optimizer, "inner_optimizer"):
         optimizer = optimizer.inner_optimizer
-    return optimizer._iterations
+    return optimizer
 
 
 def class_made_by(optimizer_class):

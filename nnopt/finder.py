@@ -338,12 +338,11 @@ class _Rate:
     def __init__(self, model, rates):
         self.rates = rates
         self.optimizer = model.optimizer
-        inner = _inner(self.optimizer)
-        self.every = inner.gradient_accumulation_steps or 1
+        self.every = _keras.inner_optimizer(self.optimizer).gradient_accumulation_steps or 1
         self.settable = isinstance(self.optimizer.learning_rate, keras.Variable)
         if not self.settable:
-            iteration = next(variable for variable in inner.variables if variable.name == "iteration")
-            self.optimizer.learning_rate = _Steps(rates, int(ops.convert_to_numpy(iteration)), self.every)
+            first = int(ops.convert_to_numpy(_keras.batch_counter(self.optimizer)))
+            self.optimizer.learning_rate = _Steps(rates, first, self.every)
             # The compiled step has the other schedule in it. JAX would find that one again, also for a new `jit` of the
             # same method, and ours in a later `fit`: hence another function.
             model.train_function = None
@@ -377,7 +376,7 @@ def _preserved(model):
     variables = _state.SavedVariables(_variables(model))
     train_function, stop_training = model.train_function, model.stop_training
     train_step = vars(model).get("train_step")  # None for the method of the class
-    rate = _keras.learning_rate(_inner(model.optimizer))
+    rate = _keras.learning_rate(model.optimizer)
 
     def restore():
         _keras.drop_unwritten_state(model)
@@ -419,25 +418,15 @@ def _generator_of(data):
             generator.set_state(state)
 
 
-def _inner(optimizer):
-    """The optimizer inside a LossScaleOptimizer, or the optimizer itself."""
-    while hasattr(optimizer, "inner_optimizer"):
-        optimizer = optimizer.inner_optimizer
-    return optimizer
-
-
 def _check_model(model):
     if not isinstance(model, keras.Model):
         raise TypeError(f"`model` must be a keras.Model. Received: model={model!r} (of type {type(model).__name__})")
     if not model.compiled or model.optimizer is None:
         raise ValueError(f"`model` must be compiled: call `model.compile(...)` first. Received: model={model!r}")
-    own = (model.optimizer, _inner(model.optimizer))
-    others = [
-        name
-        for name, value in vars(model).items()
-        if isinstance(value, keras.optimizers.Optimizer) and all(value is not optimizer for optimizer in own)
-    ]
-    if others or hasattr(own[1], "optimizers"):
+    inner = _keras.inner_optimizer(model.optimizer)
+    optimizers = [name for name, value in vars(model).items() if isinstance(value, keras.optimizers.Optimizer)]
+    others = [name for name in optimizers if vars(model)[name] not in (model.optimizer, inner)]
+    if others or hasattr(inner, "optimizers"):
         raise ValueError(
             "`model` must train with one optimizer, `model.optimizer`: a range test has one rate. "
             f"Received: model={model!r} with further optimizers in {others or 'its optimizer'}"
@@ -476,13 +465,13 @@ def _batches(x, y, sample_weight, batch_size, seed):
                 "`x` must be an array, a tuple, list or dict of arrays, or an iterable of batches. "
                 f"Received: x={short(x)} (of type {type(x).__name__})"
             )
-        return map(_tensors, _repeated(x))
+        return _tensors(_repeated(x))
     if isinstance(x, keras.utils.PyDataset) or not _is_arrays(x):
         raise ValueError(
             "`y` and `sample_weight` must be None where `x` gives batches: they are part of them. "
             f"Received: x, y, sample_weight of types {', '.join(type(part).__name__ for part in (x, y, sample_weight))}"
         )
-    return map(_tensors, _batches_of_arrays(OrderedDataset(x, y, sample_weight, batch_size, seed)))
+    return _tensors(_batches_of_arrays(OrderedDataset(x, y, sample_weight, batch_size, seed)))
 
 
 def _is_arrays(x):
@@ -511,14 +500,12 @@ def _repeated(data):
             batches += 1
             yield batch
         if batches == before:
-            rule = (
-                "give at least one batch" if passes == 1 else "not be an iterator that runs out before the sweep ends"
-            )
+            rule = "give at least one batch" if passes == 1 else "not be an iterator that runs out during the sweep"
             raise ValueError(f"`x` must {rule}. Received: x={short(data)}, which gave {batches} batches")
 
 
-def _tensors(batch):
-    return keras.tree.map_structure(_tensor, batch)
+def _tensors(batches):
+    return (keras.tree.map_structure(_tensor, batch) for batch in batches)
 
 
 def _tensor(array):

@@ -62,7 +62,7 @@ def test_keras_generator_is_the_same_object_afterwards_for_compiled_functions_ho
 
 
 def test_variables_of_all_kinds_come_back_and_later_ones_keep_their_first_values():
-    first = keras.Variable(np.arange(4), dtype="int32")
+    first = keras.Variable(np.arange(4), dtype="int32", trainable=False)
     half = keras.Variable(1.5, dtype="bfloat16")
     late = keras.Variable([2.0])
     saved = _state.SavedVariables([first, half])

@@ -175,7 +175,7 @@ class Resume(keras.callbacks.Callback):
 
     def _batches_done(self):
         optimizer = self.model.optimizer
-        return 0 if optimizer is None else int(ops.convert_to_numpy(_iteration(optimizer)))
+        return 0 if optimizer is None else int(ops.convert_to_numpy(_keras.batch_counter(optimizer)))
 
     def _unless_skipped(self, method):
         def called(batch, logs=None):
@@ -318,13 +318,6 @@ def _arguments(config):
     return config
 
 
-def _iteration(optimizer):
-    """The variable that counts batches. `optimizer.iterations` is a tensor, not it, under gradient accumulation."""
-    while hasattr(optimizer, "inner_optimizer"):
-        optimizer = optimizer.inner_optimizer
-    return next((variable for variable in optimizer.variables if variable.name == "iteration"), optimizer.iterations)
-
-
 def _scope(model):
     strategy = getattr(model, "distribute_strategy", None)
     return contextlib.nullcontext() if strategy is None else strategy.scope()
@@ -335,10 +328,6 @@ def _check_storable(callback):
         checkpoints.check(_state_of(callback))
     except TypeError as error:
         raise TypeError(f"The state of {type(callback).__name__} cannot be written. {error}") from None
-
-
-def _numpy(variable):
-    return _state.values([variable])[0]
 
 
 def _state_of(callback):
