@@ -1,14 +1,19 @@
-"""How long an epoch of 64 small networks takes: nnopt.sweep, Keras' fit of one after the other, JAX written by hand.
+"""How long an epoch of many small networks takes: nnopt.lab.sweep, Keras' fit run after run, JAX written by hand.
 
-    python benchmarks/sweep.py            # on the backend of KERAS_BACKEND, TensorFlow by default
+    python benchmarks/sweep.py            # TensorFlow and JAX, one after the other, in one table
 
-The network is 64-64-64-10 on the digits, batch size 32, Adam; every epoch trains and then evaluates on the validation
-part. Compilation and building are not counted: each figure is an epoch's share of a longer training. Each side is
-repeated, the sides in turn, and the medians are compared.
+64 dense networks 64-64-64-10 and 16 convolutional ones (8 and 16 filters) on the digits, batch size 32, Adam; every
+epoch trains and then evaluates on the validation part. Compilation and building are not counted: each figure is an
+epoch's share of a longer training. Each side is repeated, the sides in turn, and the medians are compared.
 """
 
+import functools
+import json
 import os
+import platform
 import statistics
+import subprocess
+import sys
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -17,15 +22,21 @@ import keras
 import numpy as np
 
 import nnopt
+from nnopt import lab
 from nnopt.data import digits, epoch_order
 
-RUNS, BATCH, REPEATS, FITS = 64, 32, 5, 4
-data = digits()
+RUNS, CONVOLUTIONAL_RUNS, BATCH, REPEATS, FITS = 64, 16, 32, 5, 4
+data, images = digits(), digits(images=True)
 cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+STEPS = -(-len(data.train[1]) // BATCH)
 
 
-def network():
+def dense():
     return nnopt.models.mlp(input_shape=(64,), units=[64, 64], classes=10)
+
+
+def convolutional():
+    return nnopt.models.cnn(images.train[0].shape[1:], filters=[8, 16], classes=10)
 
 
 def seconds(function):
@@ -34,18 +45,31 @@ def seconds(function):
     return time.perf_counter() - start
 
 
-def sweep_epoch(epochs=30):
-    """Seconds of an epoch of 64 runs: what thirty more epochs add to a sweep of ten (both long enough for XLA)."""
+class SweepClock:
+    """Seconds of an epoch of a sweep: its progress bar tells when each ends; the first two, which compile, do not count."""
 
-    def train(epochs):
-        nnopt.lab.sweep(
-            network, data, keras.optimizers.Adam, seeds=range(RUNS), epochs=epochs, batch_size=BATCH, progress=False
+    def __init__(self, network, data, runs, epochs=12):
+        self.train = functools.partial(
+            lab.sweep, network, data, keras.optimizers.Adam, seeds=range(runs), epochs=epochs, batch_size=BATCH
         )
 
-    return (seconds(lambda: train(10 + epochs)) - seconds(lambda: train(10))) / epochs
+    def __call__(self):
+        ends = []
+        from nnopt.lab import training
+
+        class Bar(training.tqdm):
+            def update(self, number=1):
+                ends.append(time.perf_counter())
+
+        shown, training.tqdm = training.tqdm, Bar
+        try:
+            self.train(progress=False)
+        finally:
+            training.tqdm = shown
+        return (ends[-1] - ends[1]) / (len(ends) - 2)
 
 
-def prepared_fits(steps_per_execution):
+def prepared_fits(network, data, steps_per_execution=1):
     models = []
     for seed in range(FITS):
         keras.utils.set_random_seed(seed)
@@ -56,14 +80,14 @@ def prepared_fits(steps_per_execution):
     return models
 
 
-def fit_epoch(models, epochs=5):
-    """Seconds of an epoch of 64 fits, one after the other: 64 times the mean over some of them."""
+def fit_epoch(models, data, runs, epochs=3):
+    """Seconds of an epoch of all fits, one after the other, from the mean over some of them."""
 
     def train():
         for model in models:
             model.fit(*data.train, batch_size=BATCH, epochs=epochs, validation_data=data.validation, verbose=0)
 
-    return RUNS * seconds(train) / (len(models) * epochs)
+    return runs * seconds(train) / (len(models) * epochs)
 
 
 def jax_by_hand():
@@ -121,27 +145,57 @@ def jax_by_hand():
     return train
 
 
-def main():
+def measured():
+    """Returns name -> milliseconds of an epoch, on the backend of this process."""
     assert len(data.train[1]) % BATCH, "the hand-written epoch expects a last, smaller batch"
-    steps = len(data.train[1]) // BATCH + 1
-    by_hand, models, one_call = jax_by_hand(), prepared_fits(1), prepared_fits(steps)
+    by_hand = jax_by_hand()
+    fits = {
+        "64 dense, fit run after run": (prepared_fits(dense, data), data, RUNS),
+        "64 dense, fit, steps_per_execution": (prepared_fits(dense, data, STEPS), data, RUNS),
+        "16 convolutional, fit run after run": (prepared_fits(convolutional, images), images, CONVOLUTIONAL_RUNS),
+    }
     sides = {
-        "nnopt.sweep": sweep_epoch,
-        "fit, run after run": lambda: fit_epoch(models),
-        f"fit, steps_per_execution={steps}": lambda: fit_epoch(one_call),
-        "JAX by hand": lambda: seconds(lambda: by_hand(30)) / 30,
+        "64 dense, sweep": SweepClock(dense, data, RUNS),
+        "64 dense, JAX by hand": lambda: seconds(lambda: by_hand(30)) / 30,
+        "16 convolutional, sweep": SweepClock(convolutional, images, CONVOLUTIONAL_RUNS),
+        **{name: functools.partial(fit_epoch, *parts) for name, parts in fits.items()},
     }
     times = {name: [] for name in sides}
     for _ in range(REPEATS):
         for name, measure in sides.items():
-            times[name].append(measure())
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    import jax
+            times[name].append(1000 * measure())
+    return {name: statistics.median(values) for name, values in times.items()}
 
-    print(f"keras {keras.__version__} on {keras.backend.backend()}, jax {jax.__version__}, {os.cpu_count()} cores")
-    print(f"an epoch of {RUNS} networks, {steps} steps and an evaluation; median of {REPEATS} repeats")
-    for name, median in medians.items():
-        print(f"{name:32} {1000 * median:9.1f} ms   {median / medians['nnopt.sweep']:7.2f} times nnopt.sweep")
+
+def processor():
+    try:
+        with open("/proc/cpuinfo") as lines:
+            name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def main():
+    if "--measure" in sys.argv:
+        print(json.dumps(measured()))
+        return
+    tables = {}
+    for backend in ("tensorflow", "jax"):
+        call = [sys.executable, __file__, "--measure"]
+        out = subprocess.run(call, env={**os.environ, "KERAS_BACKEND": backend}, stdout=subprocess.PIPE, check=True)
+        tables[backend] = json.loads(out.stdout.splitlines()[-1])
+    print(f"{processor()}; keras {keras.__version__}; milliseconds of an epoch, median of {REPEATS} repeats")
+    for backend, times in tables.items():
+        print(f"\n{backend}")
+        for name, milliseconds in times.items():
+            sweep = times[name.split(",")[0] + ", sweep"]
+            print(f"  {name:38} {milliseconds:9.1f} ms   {milliseconds / sweep:7.2f} times the sweep here")
+    for name in ("64 dense, sweep", "16 convolutional, sweep"):
+        ratio = tables["jax"][name.replace("sweep", "fit run after run")] / tables["tensorflow"][name]
+        print(f"\n{name} on TensorFlow: {ratio:.1f} times as fast as fit on JAX")
+    for backend, times in tables.items():
+        print(f"sweep on {backend}: {times['64 dense, sweep'] / times['64 dense, JAX by hand']:.2f} of JAX by hand")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import itertools
 import math
+import random
 import re
 import sys
 import threading
@@ -12,7 +13,7 @@ import keras
 import numpy as np
 from tqdm import tqdm
 
-from nnopt import _state
+from nnopt import _keras, _state
 from nnopt.checks import check_choice, check_integer
 
 _HELD_OUT = ("train_", "val_", "test_")
@@ -109,7 +110,7 @@ def _loaded(function, threads):
     import cloudpickle
 
     # Sums over other numbers of threads have other last bits.
-    for library, numbers in threads.items():
+    for library, numbers in threads:
         if library == "tensorflow":
             import tensorflow
 
@@ -123,14 +124,14 @@ def _loaded(function, threads):
 
 
 def _threads():
-    """Returns the numbers of threads that the libraries in use were told to take, 0 for their own choice."""
+    """Returns (library, numbers of threads) as those in use were told to take, 0 for their own choice."""
     numbers = {}
     if tensorflow := sys.modules.get("tensorflow"):
         told = tensorflow.config.threading
         numbers["tensorflow"] = told.get_intra_op_parallelism_threads(), told.get_inter_op_parallelism_threads()
     if torch := sys.modules.get("torch"):
         numbers["torch"] = (torch.get_num_threads(),)
-    return numbers
+    return tuple(numbers.items())
 
 
 def _checked_curves(curves, description, others):
@@ -319,9 +320,20 @@ def _larger_is_better(metric, mode):
 
 @contextlib.contextmanager
 def seeded(seed):
-    """Begins with `keras.utils.set_random_seed(seed)` and puts the random states back; one thread at a time."""
+    """Begins as after `keras.utils.set_random_seed(seed)` and puts the random states back; one thread at a time."""
     with _one_at_a_time, _state.preserved_random_state():
-        keras.utils.set_random_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        _keras.set_global_seed_generator(None)
+        # Not Keras' function itself: on JAX it would load TensorFlow for this.
+        if keras.backend.backend() == "tensorflow":
+            import tensorflow
+
+            tensorflow.random.set_seed(seed)
+        elif keras.backend.backend() == "torch":
+            import torch
+
+            torch.manual_seed(seed)
         yield
 
 
