@@ -13,6 +13,9 @@ machine disturb less. "constant, again" is a second model without a schedule: it
 What decides is a column that resolves less than a percent, where two trainings differ by more than that for no reason:
 each schedule evaluated alone, many times in one graph (on TensorFlow), and each callback's hooks called alone, the
 batch's at every step and the epoch's once an epoch.
+
+A second table has the optimizers whose momentum, beta_1 or weight decay is a schedule, each against the same of Keras
+with numbers.
 """
 
 import importlib.metadata
@@ -27,7 +30,7 @@ import keras
 import numpy as np
 
 import nnopt
-from nnopt import callbacks, schedules
+from nnopt import callbacks, optimizers, schedules
 from nnopt.data import digits
 from nnopt.models import mlp
 
@@ -52,6 +55,20 @@ SCHEDULES = {
         [(schedules.Warmup(RATE, 100), 500), (schedules.OneCycle(RATE, 5000), 5000), 1e-4]
     ),
 }
+CYCLE = schedules.OneCycle(RATE, 5000)
+# Each against the same optimizer of Keras with numbers, whose name stands beside it.
+OPTIMIZERS = {
+    "SGD, numbers": ("SGD", lambda: optimizers.SGD(RATE)),
+    "SGD, momentum a number": ("SGD, momentum", lambda: optimizers.SGD(RATE, 0.9)),
+    "SGD, momentum of OneCycle": ("SGD, momentum", lambda: optimizers.SGD(RATE, CYCLE.momentum())),
+    "AdamW, beta_1 of OneCycle": ("AdamW", lambda: optimizers.AdamW(RATE, beta_1=CYCLE.momentum())),
+    "AdamW, decay a schedule": ("AdamW", lambda: optimizers.AdamW(RATE, schedules.StepDecay(0.004, 1000, 0.5))),
+}
+PEERS = {
+    "SGD": lambda: keras.optimizers.SGD(RATE),
+    "SGD, momentum": lambda: keras.optimizers.SGD(RATE, 0.9),
+    "AdamW": lambda: keras.optimizers.AdamW(RATE),
+}
 CALLBACKS = {
     "StepDecayLR": lambda: callbacks.StepDecayLR(RATE, 2, 0.9),
     "ExponentialDecayLR": lambda: callbacks.ExponentialDecayLR(RATE, 2, 0.9),
@@ -63,10 +80,10 @@ CALLBACKS = {
 }
 
 
-def compiled(learning_rate=RATE):
+def compiled(optimizer):
     model = mlp(input_shape=(64,), units=[64, 64], classes=10)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(learning_rate), loss)
+    model.compile(optimizer, loss)
     return model
 
 
@@ -77,9 +94,9 @@ class Stopwatch(keras.callbacks.Callback):
         self.times.append(time.perf_counter())
 
 
-def training(learning_rate=RATE, make_callback=None):
+def training(learning_rate=RATE, make_callback=None, make_optimizer=None):
     """Returns a function that trains: (seconds of a step in each epoch but the first, seconds of the first epoch)."""
-    model = compiled(learning_rate)
+    model = compiled(make_optimizer() if make_optimizer else keras.optimizers.Adam(learning_rate))
     watch = Stopwatch()
     every = [make_callback(), watch] if make_callback else [watch]
 
@@ -129,7 +146,7 @@ def alone(schedule, repeats=20, rounds=60):
 
 def hooks_alone(make_callback, repeats=20):
     """Seconds of a callback's hooks in a step, the epoch's shared out among its batches; called inside a `fit`."""
-    model = compiled()
+    model = compiled(keras.optimizers.Adam(RATE))
     callback, seconds = make_callback(), []
 
     class Caller(keras.callbacks.Callback):
@@ -153,6 +170,8 @@ def report(measured):
     print(f"a step at a constant rate: {step * 1e6:.0f} us (fastest tenth: {np.percentile(constant, 10) * 1e6:.0f} us)")
     print(f"{'ratio to it':28} median  fastest tenth   once a fit              alone    allowed")
     for name, (own, own_begin) in measured.items():
+        if name in OPTIMIZERS or name in PEERS:
+            continue
         ratio, quiet = (np.percentile(own, q) / np.percentile(constant, q) for q in (50, 10))
         line = f"{name:28} {ratio:6.3f}  {quiet:13.3f}   {(own_begin - begin) * 1e3:+7.1f} ms"
         schedule = SCHEDULES.get(name)
@@ -166,6 +185,14 @@ def report(measured):
         print(line.ljust(86) + f"{1.02 if callable(schedule) else 1.05 if name in CALLBACKS else 1.0:.2f}")
 
 
+def report_optimizers(measured):
+    print(f"{'ratio to the one of Keras':28} median  fastest tenth   allowed")
+    for name, (peer, _) in OPTIMIZERS.items():
+        own, theirs = measured[name][0], measured[peer][0]
+        ratio, quiet = (np.percentile(own, q) / np.percentile(theirs, q) for q in (50, 10))
+        print(f"{name:28} {ratio:6.3f}  {quiet:13.3f}   {1.0 if 'number' in name else 1.05:7.2f}")
+
+
 def main():
     print(
         f"nnopt {nnopt.__version__}, Keras {keras.__version__} on {version()}, NumPy {np.__version__}, "
@@ -175,7 +202,11 @@ def main():
     variants = {"constant": training()}
     variants.update({name: training(schedule) for name, schedule in SCHEDULES.items()})
     variants.update({name: training(make_callback=make) for name, make in CALLBACKS.items()})
-    report(measure(variants))
+    makers = {**PEERS, **{name: make for name, (_, make) in OPTIMIZERS.items()}}
+    variants.update({name: training(make_optimizer=make) for name, make in makers.items()})
+    measured = measure(variants)
+    report(measured)
+    report_optimizers(measured)
 
 
 def version():
