@@ -46,7 +46,7 @@ def seconds(function):
 
 
 class SweepClock:
-    """Seconds of an epoch of a sweep: its progress bar tells when each ends; the first two, which compile, do not count."""
+    """Seconds of an epoch of a sweep: the first two, which compile, do not count."""
 
     def __init__(self, network, data, runs, epochs=12):
         self.train = functools.partial(

@@ -233,18 +233,20 @@ class _Stack:
         own_data: Whether the data for evaluation have a first axis of runs.
     """
 
+    joins = True
+
     def __init__(self, template, initial, optimizers, steps, loss, metrics, own_data):
         self.model, self.runs = template, len(initial)
         self.loss, self.metrics, self.own_data = loss, metrics, own_data
         self.names = ["loss"] + [name for name, _ in metrics]
         _multiply_patches(template)
-        self.layout = {}  # (dtype, decays) -> numbers of the variables
+        self.layout = {}  # (dtype, decays, ...) -> numbers of the variables
         for number, variable in enumerate(template.trainable_variables):
-            key = variable.dtype, _keras.decays(optimizers[0], variable)
+            key = variable.dtype, _keras.decays(optimizers[0], variable), 0 if self.joins else number
             self.layout.setdefault(key, []).append(number)
         self.shapes = [tuple(variable.shape) for variable in template.trainable_variables]
         self.parameters = []
-        for (dtype, decays), numbers in self.layout.items():
+        for (dtype, decays, _), numbers in self.layout.items():
             rows = [np.concatenate([weights[number].ravel() for number in numbers]) for weights, _ in initial]
             name = "with_decay" if decays else "without_decay"
             self.parameters.append(keras.Variable(np.stack(rows), dtype=dtype, name=name))
@@ -403,6 +405,8 @@ class _TensorFlowStack(_Stack):
 
 
 class _JaxStack(_Stack):
+    joins = False  # XLA fuses the optimizer's operations anyway, and slices of one matrix would be copied
+
     def __init__(self, *arguments):
         import jax
 
