@@ -146,7 +146,8 @@ def _table(values, steps):
         def at(step):
             return ops.stack([ops.cast(schedule(step), "float32") for schedule in schedules.values()])
 
-        columns = dict(zip(schedules, ops.convert_to_numpy(ops.vectorized_map(at, ops.arange(steps))).T))
+        with _quiet_tensorflow():
+            columns = dict(zip(schedules, ops.convert_to_numpy(ops.vectorized_map(at, ops.arange(steps))).T))
     for value in values:
         if id(value) not in columns:
             number = value() if callable(value) else value
