@@ -2,8 +2,7 @@
 
 import pytest
 
-from nnopt.lab.article import STATEMENTS
-from nnopt.lab.results import Ledger, figures_folder, statements
+from nnopt.lab.results import ARTICLE, Ledger, figures_folder, read, statements
 
 
 def row(claim="LR-1", word="supported", role="primary", p=1e-9, marks="", plan="abc"):
@@ -16,7 +15,7 @@ def line(rows, identity="LR-1", **options):
 
 
 def test_there_are_41_statements_with_ids_of_their_own():
-    assert len({identity for identity, *_ in STATEMENTS}) == len(statements([])) == 41
+    assert len({line["id"] for line in read(ARTICLE)}) == len(statements([])) == 41
 
 
 @pytest.mark.parametrize(

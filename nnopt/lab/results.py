@@ -5,14 +5,13 @@ import os
 import re
 from pathlib import Path
 
-from nnopt.lab.article import STATEMENTS
-
 VERDICTS = (
     "chapter", "claim", "role", "word", "marks", "effect", "low", "high", "corrected_low", "corrected_high", "p",
     "unit", "scale", "direction", "margin", "matters", "blocks", "seeds", "failed_treatment", "failed_control",
     "halves", "needed", "note", "statement", "scope", "plan", "digest", "line",
 )  # fmt: skip
 PAIRS = ("chapter", "claim", "block", "seed", "treatment", "control")
+ARTICLE = Path(__file__).with_name("article.csv")  # the 41 statements of the article, in our words
 COLUMNS = ("id", "section", "statement", "notebook", "word", "p", "marks", "rows", "scope")
 LAST_WRITTEN = "10"  # number of the last chapter that stands
 LEVEL = 0.01  # of Holm's procedure across the statements
@@ -132,8 +131,8 @@ def statements(rows, second=(), digests=None):
     """
     others = {(row["chapter"], row["claim"]): row["word"] for row in second}
     lines = []
-    for identity, section, text, notebook in STATEMENTS:
-        votes, marks = [], []
+    for statement in read(ARTICLE):
+        identity, votes, marks = statement["id"], [], []
         for row in rows:
             if statement_of(row["claim"]) != identity or row["role"] != "primary" or not _votes(row, digests):
                 continue
@@ -148,9 +147,11 @@ def statements(rows, second=(), digests=None):
         p = max((float(row["p"]) for row in votes if row["p"] not in ("", "nan")), default=None)
         names = ", ".join(f"{row['claim']} {row['word']}" for row in votes)
         scope = "; ".join(dict.fromkeys(f"{row['scope']}, {row['blocks']} blocks" for row in votes))
-        undecided = "open" if marks else "being re-decided" if notebook <= LAST_WRITTEN else "not measured yet"
+        undecided = (
+            "open" if marks else "being re-decided" if statement["notebook"] <= LAST_WRITTEN else "not measured yet"
+        )
         word = _word_of([row["word"] for row in votes]) if votes else undecided
-        lines.append(dict(zip(COLUMNS, (identity, section, text, notebook, word, p, marks, names, scope))))
+        lines.append({**statement, "word": word, "p": p, "marks": marks, "rows": names, "scope": scope})
     _mark_by_holm([line for line in lines if line["p"] is not None])
     for line in lines:
         line["marks"], line["p"] = "; ".join(line["marks"]), _text(line["p"])
