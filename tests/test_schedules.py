@@ -376,8 +376,8 @@ def test_a_saved_model_goes_on_with_its_schedule_in_a_fresh_process(tmp_path):
     found = json.loads(output.stdout.splitlines()[-1])
     assert found.keys() == expected.keys()
     for path, (curve, iterations, rate, weight) in expected.items():
-        assert found[path][:3] == [curve, iterations, rate]
-        assert found[path][3] == pytest.approx(weight, rel=1e-6)
+        assert found[path][0] == pytest.approx(curve, rel=RELATIVE)
+        assert found[path][1:] == pytest.approx([iterations, rate, weight], rel=RELATIVE)
 
 
 @pytest.mark.parametrize("kind", [list, tuple, np.array, np.int16])
