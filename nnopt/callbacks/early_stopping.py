@@ -34,6 +34,7 @@ class EarlyStopping(keras.callbacks.EarlyStopping):
 
     Example:
 
+    >>> import numpy as np
     >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     >>> model.compile(keras.optimizers.SGD(1e30), loss="mse")
     >>> stop = EarlyStopping(monitor="loss", patience=2)
