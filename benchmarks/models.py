@@ -1,6 +1,7 @@
 """Training speed of the larger models beside their peers.
 
-`resnet(50)` beside Keras' and a plain PyTorch ResNet-50, the attentive `seq2seq` beside a plain PyTorch one.
+`resnet(50)`, with fused and with Keras' own normalization, beside Keras' and a plain PyTorch ResNet-50; the attentive
+`seq2seq` beside a plain PyTorch one.
 
     python benchmarks/models.py             # all, on the backend of KERAS_BACKEND, TensorFlow by default
     python benchmarks/models.py 32 64       # ResNet-50 at these image sizes only
@@ -117,10 +118,10 @@ def rates(sides, count, steps):
 
 
 def report(title, medians):
-    ours = next(iter(medians.values()))
+    first, ours = next(iter(medians.items()))
     print(title)
     for name, rate in medians.items():
-        print(f"  {name:34} {rate:8.1f}/s   nnopt is {ours / rate:5.2f} times as fast", flush=True)
+        print(f"  {name:34} {rate:8.1f}/s   {first} is {ours / rate:5.2f} times as fast", flush=True)
 
 
 def images(size):
@@ -128,6 +129,9 @@ def images(size):
     x = generator.normal(size=(count, size, size, 3)).astype("float32")
     y = generator.integers(0, CLASSES, count)
     sides = {
+        "resnet(50), fused normalization": keras_side(
+            resnet(50, (size, size, 3), CLASSES, fused_normalization=True), x, y
+        ),
         "nnopt.models.resnet(50)": keras_side(resnet(50, (size, size, 3), CLASSES), x, y),
         "keras.applications.ResNet50": keras_side(applications_resnet50(size), x, y),
     }
