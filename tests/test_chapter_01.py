@@ -52,7 +52,7 @@ def test_backward_agrees_with_finite_differences():
 @pytest.mark.parametrize("function", [np.cos, np.abs, lambda x: np.exp(2 * x) - 3])
 @pytest.mark.parametrize("width", [1, 3, 40])
 def test_hinges_are_the_chain_through_the_knots(function, width):
-    assert CHAPTER["check_hinges"](function, width).verdict == "exact"
+    assert CHAPTER["check_hinges"](function, width).word == "exact"
 
 
 def test_the_error_of_the_chain_falls_by_four_when_the_width_doubles():
@@ -66,6 +66,6 @@ def test_the_error_of_the_chain_falls_by_four_when_the_width_doubles():
 @pytest.mark.parametrize("folds", range(1, 9))
 def test_a_saw_of_k_layers_has_two_to_the_k_pieces(folds):
     verdict, pieces = CHAPTER["check_saw"](folds)
-    assert verdict.verdict == "exact"
+    assert verdict.word == "exact"
     assert pieces == 2**folds
     assert [kernel.shape[1] for kernel, _ in CHAPTER["saw"](folds)] == [2] * folds + [1]

@@ -14,7 +14,7 @@ RANDOM = np.random.default_rng(0)
 
 @pytest.mark.parametrize("cell", CELLS.values())
 def test_the_cells_are_those_of_keras(cell):
-    assert CHAPTER["check_cell"](cell, seed=1).verdict == "exact"
+    assert CHAPTER["check_cell"](cell, seed=1).word == "exact"
 
 
 def test_a_wrong_gate_is_noticed(monkeypatch):
@@ -23,7 +23,7 @@ def test_a_wrong_gate_is_noticed(monkeypatch):
         return hidden, 0.99 * memory
 
     monkeypatch.setitem(CHAPTER["STEPS"], "lstm", forgetful)
-    assert CHAPTER["check_cell"]("lstm").verdict == "refuted"
+    assert CHAPTER["check_cell"]("lstm").word == "refuted"
 
 
 @pytest.mark.parametrize("cell", CELLS.values())

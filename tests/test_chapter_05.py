@@ -22,7 +22,7 @@ RULES = CHAPTER["RULES"]
 @pytest.mark.parametrize("name", RULES)
 def test_each_rule_equals_keras_for_two_hundred_steps(name):
     verdict = CHAPTER["equal"](name, CHAPTER["own_path"](RULES[name], RATE), CHAPTER["keras_path"](KERAS[name]()))
-    assert verdict.verdict == "exact"
+    assert verdict.word == "exact"
     assert verdict.effect <= 1e-6
 
 
@@ -38,7 +38,7 @@ def test_the_comparison_notices_a_slightly_different_rate(name):
 
 
 def test_momentum_forms_are_equal_at_the_factor_one_over_one_minus_beta():
-    assert CHAPTER["check_momentum_forms"]().verdict == "exact"
+    assert CHAPTER["check_momentum_forms"]().word == "exact"
 
 
 def test_momentum_forms_differ_at_equal_rates():
@@ -48,7 +48,7 @@ def test_momentum_forms_differ_at_equal_rates():
 
 
 def test_adam_without_momentum_and_correction_is_rmsprop():
-    assert CHAPTER["check_adam_is_rmsprop"]().verdict == "exact"
+    assert CHAPTER["check_adam_is_rmsprop"]().word == "exact"
 
 
 def test_rmsprop_with_momentum_is_not_uncorrected_adam():

@@ -46,7 +46,7 @@ def test_best_weight_is_the_minimum_that_scipy_finds(l1, l2):
 
 
 def test_l2_is_decay_under_sgd_and_both_adams_equal_keras():
-    assert [verdict.verdict for verdict in CHAPTER["check_decay"]()] == ["exact"] * 3
+    assert [verdict.word for verdict in CHAPTER["check_decay"]()] == ["exact"] * 3
 
 
 def test_l2_is_not_decay_under_adam():
@@ -63,7 +63,7 @@ def test_the_comparison_notices_a_slightly_different_strength():
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
 def test_dropout_keeps_the_expectation_over_all_patterns(rate):
-    assert CHAPTER["check_expectation"](rate).verdict == "exact"
+    assert CHAPTER["check_expectation"](rate).word == "exact"
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])

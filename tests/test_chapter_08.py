@@ -13,8 +13,8 @@ CHAPTER = from_scratch("08_batch_normalization", data=nnopt.data.digits())
 
 def test_our_layer_equals_keras_in_training_and_inference():
     verdict = CHAPTER["check_batch_norm"]()
-    assert verdict.verdict == "exact"
-    assert verdict.margin <= 1e-6
+    assert verdict.word == "exact"
+    assert verdict.claim.tolerance <= 1e-6
 
 
 def test_the_comparison_notices_the_variance_with_one_fewer_example(monkeypatch):
@@ -29,7 +29,7 @@ def test_the_comparison_notices_the_variance_with_one_fewer_example(monkeypatch)
             return output
 
     monkeypatch.setitem(CHAPTER, "BatchNorm", Unbiased)
-    assert CHAPTER["check_batch_norm"]().verdict == "refuted"
+    assert CHAPTER["check_batch_norm"]().word == "refuted"
 
 
 def test_our_layer_equals_torch_in_training():
@@ -43,12 +43,12 @@ def test_our_layer_equals_torch_in_training():
 
 
 def test_layer_and_group_normalization_are_the_same_formula_along_other_axes():
-    assert [check.verdict for check in CHAPTER["check_along_other_axes"]()] == ["exact", "exact"]
+    assert [check.word for check in CHAPTER["check_along_other_axes"]()] == ["exact", "exact"]
 
 
 @pytest.mark.parametrize("normalized", [False, True])
 def test_our_gradients_equal_those_of_keras(normalized):
-    assert CHAPTER["check_gradients"](normalized, depth=3).verdict == "exact"
+    assert CHAPTER["check_gradients"](normalized, depth=3).word == "exact"
 
 
 def mean_loss(layers, x, y, normalized):
@@ -81,9 +81,9 @@ def test_a_twin_with_normalization_reproduces_the_plain_network():
     plain = CHAPTER["network"](3)
     twin = CHAPTER["normalized_twin"](plain, depth=3, seed=1)
     x = nnopt.data.digits().test[0]
-    assert CHAPTER["check_capacity"](plain, twin, x).verdict == "exact"
+    assert CHAPTER["check_capacity"](plain, twin, x).word == "exact"
     twin.get_layer("normalization_2").gamma.assign(twin.get_layer("normalization_2").gamma * 1.001)
-    assert CHAPTER["check_capacity"](plain, twin, x).verdict == "refuted"
+    assert CHAPTER["check_capacity"](plain, twin, x).word == "refuted"
 
 
 def test_normalized_gradients_shrink_as_their_kernel_grows():

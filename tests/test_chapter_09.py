@@ -19,7 +19,7 @@ def test_the_block_is_the_packages(residual):
 
 @pytest.mark.parametrize("residual", [True, False])
 def test_jacobians_of_the_blocks_multiply_to_finite_differences(residual):
-    assert CHAPTER["check_jacobian"](residual).verdict == "exact"
+    assert CHAPTER["check_jacobian"](residual).word == "exact"
 
 
 def test_a_wrong_jacobian_is_noticed():
