@@ -135,8 +135,9 @@ class Plan:
         for name, verdict in self._decided.items():
             word = verdict.word if self.full or verdict.claim.exact else self._book.get(name, {}).get("word")
             print(f"{name}: {word}" if word else f"{name}: not recorded yet")
-        if self.full or "NNOPT_RESULTS" in os.environ:
-            folder = os.environ.get("NNOPT_RESULTS") or results.book_folder() / "figures" / "results"
+        folder = os.environ.get("NNOPT_RESULTS")
+        if self.full or folder:
+            folder = folder or results.book_folder() / "figures" / "results"
             rows = [results.row_of(verdict) for verdict in self._decided.values()]
             results.replace_chapter(folder, self.chapter, rows, self._pairs)
 
@@ -157,7 +158,7 @@ class Plan:
         row = self._book.get(name)
         if row is None:
             return "no full run yet"
-        effect = row["line"].partition(": ")[2].partition(", claimed")[0]
+        effect = row["line"].partition(", claimed")[0].rpartition(": ")[2]
         return f"{row['blocks']} blocks: {effect}, {row['word']}"
 
 
