@@ -117,21 +117,10 @@ def test_a_setting_with_a_diverged_run_is_never_best():
         curved([[0.1, np.nan]]).best()
 
 
-def test_select_table_and_plot_tell_the_same_story():
-    import matplotlib
-
-    matplotlib.use("Agg")
+def test_select_keeps_the_runs_of_a_setting_in_their_order():
     result = curved([[1.0, 2.0, 3.0], [4.0, 4.0, 4.0]])
     assert result.select(setting=0).final().tolist() == [1.0, 2.0, 3.0]
-    table = result.table()
-    rows = table.to_dict("records") if hasattr(table, "to_dict") else table
-    assert [row["val_loss"] for row in rows] == [2.0, 4.0]
-    assert [row["val_loss_std"] for row in rows] == [1.0, 0.0]
-    assert rows[0]["runs"] == 3
-    axes = result.plot("val_loss")
-    assert axes.get_xlabel() == "epoch"
-    assert len(axes.lines) >= 2
-    matplotlib.pyplot.close("all")
+    assert len(result.select(seed=1)) == 2
 
 
 def test_lists_and_arrays_may_be_entries_of_a_grid():
@@ -168,7 +157,7 @@ def test_identity_tells_apart_what_repr_does_not():
         ({"train": lambda setting, seed: 3}, TypeError, "dict of metric name"),
         ({"train": lambda setting, seed: {"loss": []}}, ValueError, "one length >= 1"),
         ({"train": lambda setting, seed: {"loss": [1, 2], "val_loss": [1]}}, ValueError, "one length >= 1"),
-        ({"train": lambda setting, seed: {"loss": [1] * (1 + seed)}}, ValueError, "from the first run"),
+        ({"train": lambda setting, seed: {"loss": [1] * (1 + seed)}}, ValueError, "one length >= 1"),
         ({"grid": 3}, TypeError, "`grid`"),
         ({"grid": []}, ValueError, "at least one dict"),
         ({"grid": {"rate": 0.1}}, TypeError, "rate=0.1"),
@@ -193,7 +182,7 @@ def test_unknown_metrics_entries_and_runs_are_named():
     result = curved([[1.0]])
     with pytest.raises(ValueError, match="val_los"):
         result.final("val_los")
-    with pytest.raises(ValueError, match="units=3"):
+    with pytest.raises(ValueError, match="'units': 3"):
         result.select(units=3)
     with pytest.raises(ValueError, match="keeps no networks"):
         result.model(0)

@@ -3,10 +3,9 @@
 import contextlib
 import functools
 import itertools
-import math
+import pickle
 import random
 import re
-import sys
 import threading
 
 import keras
@@ -17,14 +16,8 @@ from nnopt import _keras, _state
 from nnopt.checks import check_choice, check_integer
 
 _HELD_OUT = ("train_", "val_", "test_")
-_SMALLER_IS_BETTER = {
-    "loss", "error", "errors", "crossentropy", "entropy", "nats", "perplexity", "divergence", "hinge", "poisson",
-    "mse", "mae", "rmse", "mape", "msle",
-}  # fmt: skip
-_LARGER_IS_BETTER = {
-    "acc", "accuracy", "auc", "precision", "recall", "f1", "fbeta", "iou", "dice", "r2", "bleu", "sensitivity",
-    "specificity",
-}  # fmt: skip
+_SMALLER_IS_BETTER = r"\b(loss|errors?|(cross)?entropy|nats|perplexity|divergence|hinge|poisson|r?mse|mae|mape|msle)\b"
+_LARGER_IS_BETTER = r"\b(acc|accuracy|auc|precision|recall|f1|fbeta|iou|dice|r2|bleu|sensitivity|specificity)\b"
 _one_at_a_time = threading.RLock()  # the random states that a run seeds are the whole process's
 
 
@@ -87,7 +80,7 @@ def _one_after_the_other(train, tasks):
 
 
 def _side_by_side(train, tasks, processes):
-    # Both come with scikit-learn. Not threads: the random states are the process's. Not fork: TensorFlow hangs in it.
+    # Not threads: the random states are the process's. Not fork: TensorFlow hangs in it.
     # cloudpickle, since a notebook's functions are in no module that another process could import.
     import cloudpickle
     from joblib import Parallel, delayed
@@ -98,57 +91,48 @@ def _side_by_side(train, tasks, processes):
 
 
 def _in_a_process(function, threads, task):
-    import cloudpickle
-
     train = _loaded(function, threads)
-    (curves,) = _one_after_the_other(train, [cloudpickle.loads(task)])
+    (curves,) = _one_after_the_other(train, [pickle.loads(task)])
     return curves
 
 
 @functools.lru_cache(maxsize=1)  # once in each process
 def _loaded(function, threads):
-    import cloudpickle
-
-    # Sums over other numbers of threads have other last bits.
-    for library, numbers in threads:
-        if library == "tensorflow":
-            import tensorflow
-
-            tensorflow.config.threading.set_intra_op_parallelism_threads(numbers[0])
-            tensorflow.config.threading.set_inter_op_parallelism_threads(numbers[1])
-        else:
-            import torch
-
-            torch.set_num_threads(numbers[0])
-    return cloudpickle.loads(function)
+    _threads(*threads)  # sums over other numbers of threads have other last bits
+    return pickle.loads(function)
 
 
-def _threads():
-    """Returns (library, numbers of threads) as those in use were told to take, 0 for their own choice."""
-    numbers = {}
-    if tensorflow := sys.modules.get("tensorflow"):
+def _threads(*numbers):
+    """Returns the numbers of threads that the backend was told to use, 0 for its own choice; sets them if given."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow
+
         told = tensorflow.config.threading
-        numbers["tensorflow"] = told.get_intra_op_parallelism_threads(), told.get_inter_op_parallelism_threads()
-    if torch := sys.modules.get("torch"):
-        numbers["torch"] = (torch.get_num_threads(),)
-    return tuple(numbers.items())
+        if numbers:
+            told.set_intra_op_parallelism_threads(numbers[0])
+            told.set_inter_op_parallelism_threads(numbers[1])
+        return told.get_intra_op_parallelism_threads(), told.get_inter_op_parallelism_threads()
+    if keras.backend.backend() == "torch":
+        import torch
+
+        if numbers:
+            torch.set_num_threads(*numbers)
+        return (torch.get_num_threads(),)
+    return ()
 
 
 def _checked_curves(curves, description, others):
     """Returns the curves as arrays, or says which run gave what."""
     if not isinstance(curves, dict) or not curves:
-        raise TypeError(
-            f"`train` must return a dict of metric name -> curve. Received: {shown(curves)} from run {description}"
-        )
+        raise TypeError(f"`train` must return a dict of metric name -> curve. Received: {shown(curves)}, {description}")
     arrays = {name: np.asarray(curve, "float64") for name, curve in curves.items()}
-    expected = {name: array.shape for name, array in (others[0] if others else arrays).items()}
-    first = next(iter(expected.values()))
     shapes = {name: array.shape for name, array in arrays.items()}
-    if shapes != expected or len(first) != 1 or first[0] == 0 or set(shapes.values()) != {first}:
+    first = others[0] if others else arrays
+    length = next(iter(first.values())).size
+    if not length or shapes != dict.fromkeys(first, (length,)):
         raise ValueError(
             "`train` must return curves of the same names and of one length >= 1 in every run (pad with NaN what "
-            f"stopped early because it diverged). Received: shapes {shapes} from run {description}"
-            + (f", {expected} from the first run" if others else "")
+            f"stopped early because it diverged). Received: shapes {shapes}, {description}"
         )
     return arrays
 
@@ -156,14 +140,12 @@ def _checked_curves(curves, description, others):
 def joined(curves):
     """Returns (history, diverged) of a list of dicts name -> (epochs,): NaN from the epoch on that diverged."""
     history = {name: np.stack([one[name] for one in curves]) for name in curves[0]}  # (runs, epochs)
-    training = [array for name, array in history.items() if not name.startswith(_HELD_OUT)]
     lost = np.zeros(next(iter(history.values())).shape, bool)
-    for array in training:
-        lost |= ~np.isfinite(array)
+    for name, array in history.items():
+        if not name.startswith(_HELD_OUT):
+            lost |= ~np.isfinite(array)
     lost = np.logical_or.accumulate(lost, axis=1)
-    for array in history.values():
-        array[lost] = np.nan
-    return history, lost[:, -1]
+    return {name: np.where(lost, np.nan, array) for name, array in history.items()}, lost[:, -1]
 
 
 class SweepResult:
@@ -187,19 +169,15 @@ class SweepResult:
         return len(self.runs)
 
     def __repr__(self):
-        epochs = next(iter(self.history.values())).shape[1]
-        lost = int(self.diverged.sum())
-        report = f", {lost} diverged" if lost else ""
-        return f"<SweepResult: {len(self.settings)} settings, {len(self)} runs of {epochs} epochs{report}>"
+        runs, epochs = next(iter(self.history.values())).shape
+        lost = f", {self.diverged.sum()} diverged" if self.diverged.any() else ""
+        return f"<SweepResult: {len(self.settings)} settings, {runs} runs of {epochs} epochs{lost}>"
 
     @property
     def settings(self):
         """List of the distinct settings, dicts without "seed", in the order of the grid."""
-        found = {}
-        for run in self.runs:
-            setting = {name: value for name, value in run.items() if name != "seed"}
-            found.setdefault(identity(setting), setting)
-        return list(found.values())
+        settings = [{name: value for name, value in run.items() if name != "seed"} for run in self.runs]
+        return list({identity(setting): setting for setting in settings}.values())
 
     def final(self, metric="val_loss"):
         """Returns the values after the last epoch, array (runs,); NaN where a run diverged."""
@@ -219,8 +197,7 @@ class SweepResult:
             if all(name in run and _equal(run[name], value) for name, value in entries.items())
         ]
         if not kept:
-            asked = ", ".join(f"{name}={shown(value)}" for name, value in entries.items())
-            raise ValueError(f"No run has these entries. Received: {asked}")
+            raise ValueError(f"No run has these entries. Received: {shown(entries)}")
         history = {name: curves[kept] for name, curves in self.history.items()}
         trained = self._trained and [self._trained[number] for number in kept]
         return SweepResult([self.runs[number] for number in kept], history, self.diverged[kept], trained)
@@ -244,41 +221,6 @@ class SweepResult:
             raise ValueError(f"Every setting has a diverged run: none is best. Received: metric={metric!r}")
         return self.settings[int(np.nanargmax(means) if largest else np.nanargmin(means))]
 
-    def table(self):
-        """Returns one row a setting: seeds, diverged runs, mean and standard deviation of each metric at the end.
-
-        A pandas DataFrame where pandas is installed, else a list of dicts. The mean is NaN where a run diverged.
-        """
-        rows = []
-        for setting in self.settings:
-            chosen = self.select(**setting)
-            row = {**setting, "runs": len(chosen), "diverged": int(chosen.diverged.sum())}
-            for metric in self.history:
-                values = chosen.final(metric)
-                row[metric] = float(values.mean())
-                row[metric + "_std"] = float(values.std(ddof=1)) if len(values) > 1 else math.nan
-            rows.append(row)
-        try:
-            import pandas
-        except ImportError:
-            return rows
-        return pandas.DataFrame(rows)
-
-    def plot(self, metric="val_loss", ax=None):
-        """Draws the mean curve of each setting with its 95 % band over the seeds; returns the matplotlib axes."""
-        import matplotlib.pyplot as plt
-
-        from nnopt.lab import plots
-
-        ax = plt.subplots()[1] if ax is None else ax
-        epochs = np.arange(1, self._curves(metric).shape[1] + 1)
-        for setting in self.settings:
-            label = ", ".join(f"{name} {_short(value)}" for name, value in setting.items()) or metric
-            plots.curves(ax, epochs, self.select(**setting).history[metric], label=label)
-        plots.label_lines(ax)
-        ax.set(xlabel="epoch", ylabel=metric)
-        return ax
-
     def model(self, run):
         """Returns the trained network of a run, numbered as in `.runs`, as an ordinary, uncompiled keras model."""
         return self._of(run).model()
@@ -298,21 +240,15 @@ class SweepResult:
         return self.history[metric]
 
 
-def _short(value):
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
 def _equal(one, other):
-    if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
-        return np.array_equal(one, other)
-    return one is other or identity(one) == identity(other) or bool(one == other)
+    return identity(one) == identity(other) or np.array_equal(one, other)
 
 
 def _larger_is_better(metric, mode):
     if mode is not None:
         return check_choice("mode", mode, ("min", "max")) == "max"
-    words = set(re.split(r"[^a-z0-9]+", metric.lower()))
-    smaller, larger = words & _SMALLER_IS_BETTER, words & _LARGER_IS_BETTER
+    words = metric.lower().replace("_", " ")
+    smaller, larger = re.search(_SMALLER_IS_BETTER, words), re.search(_LARGER_IS_BETTER, words)
     if bool(smaller) == bool(larger):
         raise ValueError(f'`mode` must be "min" or "max" for a metric of this name. Received: metric={metric!r}')
     return bool(larger)
@@ -346,10 +282,8 @@ def settings_of(grid):
         raise ValueError("`grid` must hold at least one dict; None stands for one setting. Received: grid=[]")
     settings = []
     for one in grids:
-        choices = [_choices(name, values) for name, values in one.items()]
-        for combination in itertools.product(*choices):
-            labels = {name: label for name, (label, _) in zip(one, combination)}
-            settings.append((labels, {name: value for name, (_, value) in zip(one, combination)}))
+        for pairs in itertools.product(*(_choices(name, values) for name, values in one.items())):
+            settings.append(tuple(dict(zip(one, column)) for column in zip(*pairs)) or ({}, {}))
     return settings
 
 
@@ -357,13 +291,10 @@ def _choices(name, values):
     """Returns the pairs (label, value) of one entry of a grid."""
     if name == "seed":
         raise ValueError("`grid` must not hold 'seed': pass `seeds`")
-    if isinstance(values, dict):
-        pairs = list(values.items())
-    elif isinstance(values, (list, tuple, range)) or np.ndim(values) > 0:
-        values = list(values.tolist() if isinstance(values, np.ndarray) else values)
-        pairs = list(zip(values, values))
-    else:
+    if not isinstance(values, (dict, list, tuple, range)) and not np.ndim(values):
         raise TypeError(f"`grid` must hold a list of values for each argument. Received: {name}={shown(values)}")
+    values = values.tolist() if isinstance(values, np.ndarray) else values
+    pairs = list(values.items() if isinstance(values, dict) else zip(values, values))
     if not pairs:
         raise ValueError(f"`grid` must hold at least one value for each argument. Received: {name}={shown(values)}")
     return pairs
