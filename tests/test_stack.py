@@ -352,9 +352,7 @@ def test_global_random_states_are_left_alone():
 @pytest.mark.parametrize(
     ("optimizer", "reason"),
     [
-        (keras.optimizers.Muon, "orthogonalizes"),
-        (keras.optimizers.Lamb, "norm of its weights"),
-        (keras.optimizers.Adafactor, "rows and columns"),
+        (keras.optimizers.Muon, "not known to update each weight on its own"),
         (partial(keras.optimizers.SGD, clipnorm=1.0), "`clipnorm` set"),
         (partial(keras.optimizers.Adam, use_ema=True), "`use_ema` set"),
         (type("Mine", (keras.optimizers.SGD,), {}), "not known to update each weight on its own"),
@@ -533,7 +531,7 @@ EMPTY = x[:0], y[:0]
     [
         ({"build": 3}, TypeError, "`build`"),
         ({"build": lambda: 3}, TypeError, "must return a keras.Model"),
-        ({"build": lambda: keras.Sequential([layers.Dense(3)])}, ValueError, "input shape"),
+        ({"build": lambda: keras.Sequential([layers.Dense(3)])}, TypeError, "input shape"),
         ({"build": lambda: nnopt.models.seq2seq(9, 9, 4, embedding=4)}, ValueError, "carry no mask.*run_grid"),
         ({"optimizer": "adam"}, TypeError, "`optimizer`"),
         ({"optimizer": lambda: 3}, TypeError, "returned 3"),

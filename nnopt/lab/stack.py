@@ -1,6 +1,8 @@
 """Many networks of one shape as one: their weights stacked on a first axis, trained in one compiled loop."""
 
 import contextlib
+import functools
+import logging
 import math
 
 import keras
@@ -10,47 +12,31 @@ from keras import layers, ops
 import nnopt.optimizers
 from nnopt import _keras
 
-# The numbers of each optimizer that may differ from run to run in one stack. An optimizer stands here if its update
-# works entry by entry: applied to stacked weights it is then as many independent optimizers as there are runs.
-_ELEMENTWISE = {
-    "SGD": {"learning_rate", "momentum", "weight_decay"},
-    "RMSprop": {"learning_rate", "rho", "epsilon", "weight_decay"},
-    "Adam": {"learning_rate", "beta_1", "beta_2", "epsilon", "weight_decay"},
-    "AdamW": {"learning_rate", "beta_1", "beta_2", "epsilon", "weight_decay"},
-    "Nadam": {"learning_rate", "epsilon", "weight_decay"},
-    "Adamax": {"learning_rate", "beta_1", "beta_2", "epsilon", "weight_decay"},
-    "Adagrad": {"learning_rate", "epsilon", "weight_decay"},
-    "Adadelta": {"learning_rate", "rho", "epsilon", "weight_decay"},
-    "Lion": {"learning_rate", "beta_1", "beta_2", "weight_decay"},
-    "Ftrl": {"learning_rate", "weight_decay"},
-}
-_MIXING = {
-    "Muon": "orthogonalizes each weight matrix",
-    "Lamb": "scales each update by the norm of its weights",
-    "Adafactor": "factors the second moment over rows and columns",
-    "ScheduleFreeAdamW": "keeps one scalar state for all weights and other weights for evaluation than for training",
-    "LossScaleOptimizer": "keeps one loss scale for all weights",
-}
+# Optimizers whose update works entry by entry: applied to stacked weights, one is as many independent optimizers as
+# there are runs.
+_ELEMENTWISE = ("SGD", "RMSprop", "Adam", "AdamW", "Nadam", "Adamax", "Adagrad", "Adadelta", "Lion", "Ftrl")
+# The numbers that may then differ from run to run, but for those that an update asks about in Python.
+_NUMBERS = {"learning_rate", "momentum", "rho", "beta_1", "beta_2", "epsilon", "weight_decay"}
+_EQUAL_NUMBERS = {"RMSprop": {"momentum"}, "Nadam": {"beta_1", "beta_2"}}
 _WHOLE_GRADIENT = ("clipnorm", "global_clipnorm", "use_ema", "gradient_accumulation_steps", "loss_scale_factor")
+
+
+def _numbers_of(optimizer):
+    return _NUMBERS & optimizer.get_config().keys() - _EQUAL_NUMBERS.get(type(optimizer).__name__, set())
 
 
 def structure(optimizer):
     """Returns what must be equal for optimizers to stand in one stack: all but the numbers that may differ."""
-    name = type(optimizer).__name__
-    config = {key: value for key, value in optimizer.get_config().items() if key not in _ELEMENTWISE[name] | {"name"}}
-    return name, config, _keras.undecayed_names(optimizer)
+    free = _numbers_of(optimizer) | {"name"}
+    config = {key: value for key, value in optimizer.get_config().items() if key not in free}
+    return type(optimizer).__name__, config, _keras.undecayed_names(optimizer)
 
 
 def refuse_if_mixing(optimizer):
     """Raises ValueError with the reason, if an optimizer does more than update each weight on its own."""
-    name = type(optimizer).__name__
-    reason = None
-    if name in _MIXING:
-        reason = _MIXING[name]
-    elif (
-        type(optimizer) not in [getattr(of, name, None) for of in (keras.optimizers, nnopt.optimizers)]
-        or name not in _ELEMENTWISE
-    ):
+    name, reason = type(optimizer).__name__, None
+    known = [getattr(module, name, None) for module in (keras.optimizers, nnopt.optimizers)]
+    if name not in _ELEMENTWISE or type(optimizer) not in known:
         reason = "is not known to update each weight on its own"
     elif active := [option for option in _WHOLE_GRADIENT if getattr(optimizer, option, None)]:
         reason = f"has `{active[0]}` set, which looks at more than one weight or step at a time"
@@ -58,27 +44,28 @@ def refuse_if_mixing(optimizer):
         reason = "excludes variables from weight decay other than by their names"
     if reason:
         raise ValueError(
-            f"The optimizer {name} cannot be trained stacked, since it {reason}, "
-            f"and in a stack the weights of all runs stand in one array. Pass stacked=False to train run after run. "
-            f"Received: optimizer={name}"
+            f"The optimizer {name} cannot be trained stacked, since it {reason}: pass stacked=False to train run after "
+            f"run. Received: optimizer={name}"
         )
 
 
-def _classes(name):
-    return [getattr(module, name, None) for module in (keras.optimizers, nnopt.optimizers)]
-
-
-def state_variables(model):
-    """Returns the variables beside the weights: moving statistics and the seeds of dropout, not metrics."""
+def variables_of(model):
+    """Returns the weights, and the variables beside them: moving statistics and the seeds of dropout, not metrics."""
     of_metrics = {id(variable) for variable in model.metrics_variables}
-    return [variable for variable in model.non_trainable_variables if id(variable) not in of_metrics]
+    state = [variable for variable in model.non_trainable_variables if id(variable) not in of_metrics]
+    return model.trainable_variables, state
 
 
-def template_of(builds, x):
-    """Builds the network of every seed and compares each with the first, the template of the stack.
+def arrays_of(model):
+    """Returns the values of `variables_of(model)`, two lists of arrays."""
+    return [[np.array(ops.convert_to_numpy(variable)) for variable in ones] for ones in variables_of(model)]
+
+
+def template_of(networks, x):
+    """Compares the networks of all seeds with the first, the template of the stack.
 
     Args:
-        builds: Dict of seed -> function that builds that seed's network.
+        networks: Pairs (seed, network).
         x: A few examples, on which the template must compute with a network's weights what the network itself does.
 
     Returns:
@@ -86,50 +73,43 @@ def template_of(builds, x):
         be stacked.
     """
     template, initial = None, {}
-    x = keras.tree.map_structure(ops.convert_to_tensor, x)
-    for seed, build in builds.items():
-        model = build()
+    for seed, model in networks:
         template = template or model
-        reason = _why_not_stackable(model) if model is template else _difference(template, model, x)
-        if reason:
+        if reason := _why_not_stackable(template, model, x):
             return template, initial, reason
-        initial[seed] = [
-            [ops.convert_to_numpy(variable) for variable in variables]
-            for variables in (model.trainable_variables, state_variables(model))
-        ]
+        initial[seed] = arrays_of(model)
     return template, initial, None
 
 
-def _why_not_stackable(model):
+def _why_not_stackable(template, model, x):
     if type(model).train_step is not keras.Model.train_step or type(model).compute_loss is not keras.Model.compute_loss:
         return "has its own train_step or compute_loss"
     for variable in model.trainable_variables:
         if getattr(variable, "constraint", None) is not None:
             return f"has a constraint, {type(variable.constraint).__name__}, on its weight {variable.path}"
-    return None
-
-
-def _difference(template, model, x):
-    """Returns what a network computes otherwise than the template with the same weights, or None."""
-    variables = model.trainable_variables, state_variables(model)
-    shapes = [[tuple(one.shape) for one in [*network.trainable_variables, *state_variables(network)]]
-              for network in (template, model)]  # fmt: skip
-    if shapes[0] == shapes[1]:
-        values = [[variable.value for variable in ones] for ones in variables]
-        results = [
-            keras.tree.flatten(network.stateless_call(*values, x, training=True, return_losses=True))
-            for network in (template, model)
-        ]
-        pairs = [[ops.convert_to_numpy(result) for result in pair] for pair in zip(*results)]
-        if all(np.allclose(one, other, rtol=1e-4, atol=1e-6, equal_nan=True) for one, other in pairs):
-            return None
+    if model is template or _computes_the_same(template, model, x):
+        return None
     return "has constants or shapes that depend on the seed"
+
+
+def _computes_the_same(template, model, x):
+    """Returns whether the template, given a network's variables, computes what the network does."""
+    shapes = [[[one.shape for one in ones] for ones in variables_of(network)] for network in (template, model)]
+    if shapes[0] != shapes[1]:
+        return False
+    values = [[variable.value for variable in ones] for ones in variables_of(model)]
+    results = [
+        keras.tree.flatten(network.stateless_call(*values, x, training=True, return_losses=True))
+        for network in (template, model)
+    ]
+    pairs = [map(ops.convert_to_numpy, pair) for pair in zip(*results)]
+    return all(np.allclose(*pair, rtol=1e-4, atol=1e-6, equal_nan=True) for pair in pairs)
 
 
 def _numbers(optimizers, steps):
     """Returns name -> (steps, runs), float32: the learning rate and whatever else differs or is a schedule."""
     table = {}
-    for name in sorted(_ELEMENTWISE[type(optimizers[0]).__name__]):
+    for name in sorted(_numbers_of(optimizers[0])):
         rate = name == "learning_rate"
         values = [_keras.learning_rate(one) if rate else getattr(one, name) or 0.0 for one in optimizers]
         if rate or any(callable(value) for value in values) or len(set(values)) > 1:
@@ -139,20 +119,15 @@ def _numbers(optimizers, steps):
 
 def _table(values, steps):
     """Returns the numbers, variables and schedules, each over all steps: (steps, runs), float32."""
-    schedules = {id(one): one for one in values if isinstance(one, keras.optimizers.schedules.LearningRateSchedule)}
-    columns = {}
-    if schedules:
+    distinct = {id(value): value for value in values}
 
-        def at(step):
-            return ops.stack([ops.cast(schedule(step), "float32") for schedule in schedules.values()])
+    def at(step):
+        now = [value(step) if isinstance(value, keras.optimizers.schedules.LearningRateSchedule)
+               else value() if callable(value) else value for value in distinct.values()]  # fmt: skip
+        return ops.stack([ops.cast(number, "float32") for number in now])
 
-        with _quiet_tensorflow():
-            columns = dict(zip(schedules, ops.convert_to_numpy(ops.vectorized_map(at, ops.arange(steps))).T))
-    for value in values:
-        if id(value) not in columns:
-            number = value() if callable(value) else value
-            columns[id(value)] = np.full(steps, ops.convert_to_numpy(number), "float32")
-    return np.stack([columns[id(value)] for value in values], axis=1)
+    columns = ops.convert_to_numpy(ops.vectorized_map(at, ops.arange(steps)))  # (steps, distinct)
+    return columns[:, [list(distinct).index(id(value)) for value in values]]
 
 
 def _stacked_optimizer(optimizers, numbers):
@@ -185,38 +160,29 @@ def _multiply_patches(model):
             _multiply_patches(layer)
         plain = type(layer) in (layers.Conv1D, layers.Conv2D) and layer.groups == 1 and layer.padding != "causal"
         if plain and layer.data_format == "channels_last":
-            layer.convolution_op = _PatchProduct(layer)
+            layer.convolution_op = functools.partial(_patch_product, layer)
 
 
-class _PatchProduct:
+def _patch_product(layer, inputs, kernel):
     """The convolution of a Conv1D or Conv2D layer as one product: (positions, patch) times (patch, filters)."""
-
-    def __init__(self, layer):
-        self.size, self.strides, self.dilation = layer.kernel_size, layer.strides, layer.dilation_rate
-        self.same = layer.padding == "same"
-
-    def __call__(self, inputs, kernel):
-        spans = [(size - 1) * dilation + 1 for size, dilation in zip(self.size, self.dilation)]
-        if self.same:
-            missing = [
-                max((math.ceil(length / stride) - 1) * stride + span - length, 0)
-                for length, stride, span in zip(inputs.shape[1:-1], self.strides, spans)
-            ]
-            inputs = ops.pad(inputs, [(0, 0), *((one // 2, one - one // 2) for one in missing), (0, 0)])
-        lengths = [
-            (length - span) // stride + 1 for length, span, stride in zip(inputs.shape[1:-1], spans, self.strides)
+    lengths = layer.compute_output_shape(inputs.shape)[1:-1]
+    axes = list(zip(layer.kernel_size, layer.dilation_rate, layer.strides, lengths, inputs.shape[1:-1]))
+    if layer.padding == "same":
+        missing = [
+            max((positions - 1) * stride + (size - 1) * dilation + 1 - length, 0)
+            for size, dilation, stride, positions, length in axes
         ]
-        shifted = []
-        for offsets in np.ndindex(*self.size):
-            cuts = [
-                slice(offset * dilation, offset * dilation + (length - 1) * stride + 1, stride)
-                for offset, dilation, length, stride in zip(offsets, self.dilation, lengths, self.strides)
-            ]
-            shifted.append(inputs[(slice(None), *cuts)])
-        patches = ops.concatenate(shifted, axis=-1)  # (batch, ..., size * channels)
-        filters = kernel.shape[-1]
-        product = ops.matmul(ops.reshape(patches, (-1, patches.shape[-1])), ops.reshape(kernel, (-1, filters)))
-        return ops.reshape(product, (-1, *lengths, filters))
+        inputs = ops.pad(inputs, [(0, 0), *((one // 2, one - one // 2) for one in missing), (0, 0)])
+    shifted = []
+    for offsets in np.ndindex(*layer.kernel_size):
+        cuts = [
+            slice(offset * dilation, offset * dilation + (positions - 1) * stride + 1, stride)
+            for offset, (_, dilation, stride, positions, _) in zip(offsets, axes)
+        ]
+        shifted.append(inputs[(slice(None), *cuts)])
+    patches = ops.concatenate(shifted, axis=-1)  # (batch, ..., size * channels)
+    product = ops.matmul(ops.reshape(patches, (-1, patches.shape[-1])), ops.reshape(kernel, (-1, kernel.shape[-1])))
+    return ops.reshape(product, (-1, *lengths, kernel.shape[-1]))
 
 
 class _Stack:
@@ -263,29 +229,25 @@ class _Stack:
 
     def train_epoch(self, indices, first_step, batch_size):
         """Trains one epoch on rows `indices` (runs, examples) of the data and returns means (metrics, runs)."""
-        examples = indices.shape[1]
-        full, rest = divmod(examples, batch_size)
-        whole = indices[:, : full * batch_size].reshape(self.runs, full, batch_size).transpose(1, 0, 2)
-        pieces = [(whole, batch_size)] if full else []
-        pieces += [(indices[None, :, -rest:], rest)] if rest else []
-        total = np.zeros((len(self.names), self.runs))
-        for rows, size in pieces:  # (steps, runs, size)
-            numbers = {name: table[first_step : first_step + len(rows)] for name, table in self.numbers.items()}
-            first_step += len(rows)
-            with _quiet_tensorflow():
-                total += ops.convert_to_numpy(self.train(rows, numbers)) * size
+        examples, total = indices.shape[1], np.zeros(self.runs)
+        full = examples - examples % batch_size
+        for part, size in ((indices[:, :full], batch_size), (indices[:, full:], examples - full)):
+            if part.size:
+                rows = part.reshape(self.runs, -1, size).transpose(1, 0, 2)  # (steps, runs, size)
+                numbers = {name: table[first_step : first_step + len(rows)] for name, table in self.numbers.items()}
+                first_step += len(rows)
+                total = total + ops.convert_to_numpy(self.train(rows, numbers)) * size
         return total / examples
 
     def evaluate(self, batches):
         """Returns means (metrics, runs) over batches (x, y, examples)."""
-        with _quiet_tensorflow():
-            total = sum(ops.convert_to_numpy(self.scores_of(x, y)) * examples for x, y, examples in batches)
+        total = sum(ops.convert_to_numpy(self.scores_of(x, y)) * examples for x, y, examples in batches)
         return total / sum(examples for _, _, examples in batches)
 
     def weights(self):
         """Returns the weights and the state, two lists in the model's order of arrays (runs, ...)."""
-        stacked = self._weights([one.value for one in self.parameters])
-        return [[ops.convert_to_numpy(one) for one in ones] for ones in (stacked, self.state)]
+        parameters, state = self._values()
+        return [[ops.convert_to_numpy(one) for one in ones] for ones in (self._weights(parameters), state)]
 
     def _weights(self, matrices):
         """Returns the weights, (runs, *shape) each, of matrices (runs, entries)."""
@@ -306,26 +268,23 @@ class _Stack:
             loss = sum(penalties, ops.mean(self.loss(y, predictions)))
             return ops.cast(loss, "float32"), predictions, state
 
-        weights = self._weights(parameters)
         own = training or self.own_data
-        if own:
-            loss, predictions, state = ops.vectorized_map(lambda all: one(*all), (weights, state, x, y))
-        else:
-            loss, predictions, state = ops.vectorized_map(lambda both: one(*both, x, y), (weights, state))
-        if not own:
-            y = keras.tree.map_structure(lambda array: ops.repeat(array[None], self.runs, axis=0), y)
+        each = (self._weights(parameters), state) + ((x, y) if own else ())
+        loss, predictions, state = ops.vectorized_map(lambda its: one(*its) if own else one(*its, x, y), each)
+        y = y if own else ops.repeat(y[None], self.runs, axis=0)
         return ops.stack([loss, *self._metric_values(y, predictions)]), state
 
     def _metric_values(self, y, predictions):
         """Returns each metric as (runs,), from arrays (runs, batch, ...); no map over the runs, which costs more."""
-        y, predictions = keras.tree.map_structure(
-            lambda array: ops.reshape(array, (-1, *ops.shape(array)[2:])), (y, predictions)
-        )
+        y, predictions = [ops.reshape(array, (-1, *ops.shape(array)[2:])) for array in (y, predictions)]
         for name, function in self.metrics:
             values = ops.cast(function(y, predictions), "float32")  # one value for each example of each run
             if not len(values.shape):
                 raise ValueError(f"`metrics` must give one value for each example. Received: one number from {name}")
             yield ops.mean(ops.reshape(values, (self.runs, -1)), axis=1)
+
+    def _values(self):
+        return [[variable.value for variable in variables] for variables in (self.parameters, self.state)]
 
     def _batch(self, data, rows):
         """Returns x and y of the rows (runs, batch) as arrays (runs, batch, ...)."""
@@ -333,17 +292,12 @@ class _Stack:
 
 
 @contextlib.contextmanager
-def _quiet_tensorflow():
+def quiet_tensorflow():
     """Holds back TensorFlow's notes that it maps some operations (dropout's) by a loop, and that it traces often.
 
     Each network of a sweep is traced once, as it must be.
     """
-    if keras.backend.backend() != "tensorflow":
-        yield
-        return
-    import tensorflow
-
-    logger = tensorflow.get_logger()
+    logger = logging.getLogger("tensorflow")
     level = logger.level
     logger.setLevel("ERROR")
     try:
@@ -363,30 +317,16 @@ class _TensorFlowStack(_Stack):
             {name: tensorflow.TensorSpec([None, self.runs]) for name in self.numbers},
         ]
         self.train = tensorflow.function(self._train, input_signature=signature, autograph=False)
-        self._evaluations = {}
-
-    def scores_of(self, x, y):
-        import tensorflow
-
-        def free(array):  # a free number of examples, here too: one graph for all parts and their last batches
-            shape = list(array.shape)
-            shape[1 if self.own_data else 0] = None
-            return tensorflow.TensorSpec(shape, array.dtype)
-
-        signature = keras.tree.map_structure(free, (x, y))
-        key = str(signature)
-        if key not in self._evaluations:
-            self._evaluations[key] = tensorflow.function(self._evaluate, input_signature=signature, autograph=False)
-        return self._evaluations[key](x, y)
+        self.scores_of = tensorflow.function(self._evaluate, reduce_retracing=True, autograph=False)
 
     def _train(self, rows, numbers):
         import tensorflow
 
         def step(number, total):
             x, y = self._batch((self.x, self.y), rows[number])
-            parameters = [one.value for one in self.parameters]
+            parameters, state = self._values()
             with tensorflow.GradientTape() as tape:
-                scores, state = self._scores(parameters, [one.value for one in self.state], x, y, training=True)
+                scores, state = self._scores(parameters, state, x, y, training=True)
                 loss = scores[0]
             gradients = tape.gradient(loss, parameters, unconnected_gradients="zero")
             self.optimizer.take({name: table[number] for name, table in numbers.items()})
@@ -401,8 +341,7 @@ class _TensorFlowStack(_Stack):
         return total
 
     def _evaluate(self, x, y):
-        parameters, state = [[one.value for one in variables] for variables in (self.parameters, self.state)]
-        return self._scores(parameters, state, x, y, training=False)[0]
+        return self._scores(*self._values(), x, y, training=False)[0]
 
 
 class _JaxStack(_Stack):
@@ -415,22 +354,19 @@ class _JaxStack(_Stack):
         self._train_compiled = jax.jit(self._train, donate_argnums=0)
         self._evaluate_compiled = jax.jit(lambda *all: self._scores(*all, training=False)[0])
 
-    def _variables(self):
+    def _all(self):
         return self.parameters, self.state, self.optimizer.variables
 
-    def _values(self):
-        return [[variable.value for variable in variables] for variables in self._variables()]
-
     def train(self, rows, numbers):
-        values, total = self._train_compiled(self._values(), (self.x, self.y), rows, numbers)
-        for variables, new in zip(self._variables(), values):
+        values = [[variable.value for variable in variables] for variables in self._all()]
+        values, total = self._train_compiled(values, (self.x, self.y), rows, numbers)
+        for variables, new in zip(self._all(), values):
             for variable, value in zip(variables, new):
                 variable.assign(value)
         return total
 
     def scores_of(self, x, y):
-        parameters, state, _ = self._values()
-        return self._evaluate_compiled(parameters, state, x, y)
+        return self._evaluate_compiled(*self._values(), x, y)
 
     def _train(self, values, data, rows, numbers):
         import jax
@@ -450,6 +386,33 @@ class _JaxStack(_Stack):
 
         values, scores = jax.lax.scan(step, values, (rows, numbers))
         return values, ops.sum(scores, axis=0)
+
+
+class Alone:
+    """One network under Keras' own `fit`, with the methods of a stack of one run."""
+
+    def __init__(self, model, optimizer, loss, metrics):
+        self.model, self.names = model, ["loss"] + [name for name, _ in metrics]
+        metrics = [keras.metrics.MeanMetricWrapper(function, name=name) for name, function in metrics]
+        model.compile(optimizer=optimizer, loss=loss, metrics=metrics)
+
+    def load(self, x, y):
+        self.data = x, y
+
+    def train_epoch(self, indices, first_step, batch_size):
+        x, y = keras.tree.map_structure(lambda array: array[indices[0]], self.data)
+        log = self.model.fit(x, y, batch_size=batch_size, shuffle=False, verbose=0).history
+        return np.array([log[name] for name in self.names])
+
+    def evaluate(self, batches):
+        total = 0.0
+        for x, y, examples in batches:
+            scores = self.model.evaluate(x, y, batch_size=examples, verbose=0, return_dict=True)
+            total += np.array([[scores[name]] for name in self.names]) * examples
+        return total / sum(examples for _, _, examples in batches)
+
+    def weights(self):
+        return [[array[None] for array in arrays] for arrays in arrays_of(self.model)]
 
 
 STACKS = {"tensorflow": _TensorFlowStack, "jax": _JaxStack}
