@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nnopt.lab.evidence import LEVEL, Claim, compare, decide, exact
+from nnopt.lab.evidence import LEVEL, Claim, _share_interval, compare, decide, exact
 
 CLAIM = Claim("X-1", direction="less", scale="difference", matters=0.1, unit="loss")
 SPREAD = np.array([-1, 1, -2, 2, -1, 1, 0, 0, 3, -3]) / 30
@@ -176,8 +176,9 @@ def test_the_share_interval_is_newcombes():
     # The example of his paper, table III: 20, 12, 2 and 16 pairs, method 10.
     treatment = np.repeat([1, 1, 0, 0], [20, 12, 2, 16])
     control = np.repeat([1, 0, 1, 0], [20, 12, 2, 16])
-    verdict = compare(treatment, control, claim="X-1", direction="greater", method="share", level=0.95)
-    assert (verdict.low, verdict.high) == pytest.approx((0.0562, 0.3292), abs=2e-4)
+    assert _share_interval(treatment, control, 0.95) == pytest.approx((0.0562, 0.3292), abs=2e-4)
+    verdict = compare(treatment, control, claim="X-1", direction="greater", method="share")
+    assert (verdict.low, verdict.high) == _share_interval(treatment, control)
 
 
 @pytest.mark.parametrize("relative", [False, True])

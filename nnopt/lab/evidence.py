@@ -17,9 +17,6 @@ from nnopt.checks import check_boolean, check_choice, check_number
 LEVEL = 0.99
 LEAST_BLOCKS = 8  # fewer decide nothing
 RARE = 0.05  # share of failed runs from which on a mean over the others says nothing
-WORDS = (
-    "supported", "refuted", "negligible", "inconclusive", "depends on the grid", "not testable here", "exact",
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +83,8 @@ class Verdict:
 
     Args:
         claim: The `Claim`.
-        word: One of `WORDS`.
+        word: "supported", "refuted", "negligible", "inconclusive", "depends on the grid", "not testable here" or
+            "exact".
         effect: Mean of the blocks' values, in the effect's unit; of an identity the largest difference.
         low, high: Ends of its 99 % interval; where runs failed too often, of the difference of the failed shares.
         corrected: The interval of Nadeau and Bengio for blocks that re-split one data set, or None.
@@ -158,13 +156,12 @@ class Verdict:
         return f"{self.size()} [{_in_words(self.claim, self.low)}, {_in_words(self.claim, self.high)}]"
 
     def _claimed(self):
-        claim = self.claim
-        border = _in_words(claim, claim.margin) if claim.margin else {"ratio": "1", "difference": "0"}[claim.scale]
+        claim, less = self.claim, self.claim.direction == "less"
         if claim.direction == "within":
             return f"claimed within ±{claim.margin:.3g}"
         if claim.scale == "ratio" and not claim.margin:
-            return f"claimed {'lower' if claim.direction == 'less' else 'higher'}"
-        return f"claimed {'<' if claim.direction == 'less' else '>'} {border}"
+            return f"claimed {'lower' if less else 'higher'}"
+        return f"claimed {'<' if less else '>'} {_in_words(claim, claim.margin) if claim.margin else 0}"
 
     def _counts(self):
         text = f"{_count(len(self.values), 'block')} of {_count(self.seeds, 'seed')}"
@@ -173,7 +170,7 @@ class Verdict:
         return text + (f"; about {self.needed:,} blocks would decide" if self.needed else "")
 
 
-def decide(claim, treatment, control, *, thinned=(), resplit=None, level=LEVEL):
+def decide(claim, treatment, control, *, thinned=(), resplit=None):
     """Returns the verdict on a claim, from runs by blocks.
 
     With effects d of the pairs of block b, v_b = mean(d), and n blocks,
@@ -195,7 +192,6 @@ def decide(claim, treatment, control, *, thinned=(), resplit=None, level=LEVEL):
         resplit: Test over training examples where blocks re-split one data set: the interval of Nadeau and Bengio
             (2003), with std(v) sqrt(1 / n + resplit), stands beside; a row that it leaves undecided is marked
             "this data set".
-        level: Level of the interval, in (0, 1).
 
     Raises:
         TypeError, ValueError: Shapes do not fit, or a ratio of values that are not positive.
@@ -210,52 +206,37 @@ def decide(claim, treatment, control, *, thinned=(), resplit=None, level=LEVEL):
     Reference: Newcombe 1998, Statistics in Medicine 17, 2635-2650, method 10; Nadeau and Bengio 2003, Machine Learning
     52, 239-281.
     """
-    level = check_number("level", level, above=0, below=1)
     treatment, control = _blocks(treatment, control)
     failed = _failed(claim, treatment), _failed(claim, control)
-    verdict = Verdict(
-        claim, "inconclusive", np.nan, seeds=treatment.shape[1], failed=tuple(float(side.mean()) for side in failed)
-    )
     values = _values(claim, treatment, control, failed[0] | failed[1])
-    verdict = dataclasses.replace(verdict, effect=float(np.nanmean(values)), values=tuple(values.tolist()))
-    unfair = _unfair(claim, control[~failed[1]])
-    if unfair:
+    effect, shares = float(np.nanmean(values)), tuple(float(side.mean()) for side in failed)
+    verdict = Verdict(
+        claim, "inconclusive", effect, values=tuple(values.tolist()), seeds=treatment.shape[1], failed=shares
+    )
+    fair = control[~failed[1]]
+    if unfair := _unfair(claim, fair):
         return dataclasses.replace(verdict, word="not testable here", note=unfair)
-    if failed[0].any() or failed[1].any():
-        by_failures = _decide_by_failures(verdict, *failed, level)
-        if by_failures.word != "inconclusive" or max(verdict.failed) >= RARE or np.isnan(values).any():
+    if max(shares):
+        by_failures = _decide_by_failures(verdict, *failed)
+        if by_failures.word != "inconclusive" or max(shares) >= RARE or np.isnan(values).any():
             return by_failures
         verdict = dataclasses.replace(verdict, marks=("bound",))
-    if np.ptp(values) <= 1e-12 * max(np.max(np.abs(values)), np.max(np.abs(control[~failed[1]]))):
+    if np.ptp(values) <= 1e-12 * max(np.max(np.abs(values)), np.max(np.abs(fair))):
         return dataclasses.replace(verdict, word="not testable here", note="every block gives the same difference")
-    verdict = _decide_by_mean(verdict, values, resplit, level)
-    return _checked_on_halves(verdict, [decide(claim, *pair, level=level) for pair in thinned])
+    return _checked_on_halves(_decide_by_mean(verdict, values, resplit), [decide(claim, *pair) for pair in thinned])
 
 
-def compare(
-    treatment,
-    control,
-    *,
-    claim,
-    direction="less",
-    scale="difference",
-    margin=0.0,
-    matters=None,
-    unit="",
-    method="t",
-    level=LEVEL,
-):
+def compare(treatment, control, *, claim, method="t", **options):
     """Returns an exploratory verdict on paired runs that no plan foresaw; it votes on nothing.
 
     Args:
         treatment: Values (pairs,), or (blocks, seeds).
         control: Values of the same shape.
         claim: A name for the printed line.
-        direction, scale, margin, matters, unit: As in `Claim`.
         method: "t" as in `decide`; "share" for outcomes 0 or 1: Newcombe's interval for a difference of paired shares,
             which keeps a width where all outcomes are equal: ten escapes in ten runs do not prove that every run
             escapes.
-        level: Level of the interval, in (0, 1).
+        **options: `direction`, `scale`, `margin`, `matters`, `unit` of a `Claim`.
 
     Raises:
         TypeError, ValueError: As `decide`; with "share", a value other than 0 and 1.
@@ -266,14 +247,12 @@ def compare(
     >>> verdict.word, round(verdict.high, 2)
     ('inconclusive', 0.53)
     """
-    row = Claim(claim, direction=direction, scale=scale, margin=margin, matters=matters, unit=unit)
-    treatment, control = (np.asarray(side, dtype="float64") for side in (treatment, control))
+    row = Claim(claim, **options)
+    treatment, control = np.asarray(treatment, "float64"), np.asarray(control, "float64")
     if treatment.ndim == 1 and control.ndim == 1:
         treatment, control = treatment[:, None], control[:, None]
-    if check_choice("method", method, ("t", "share")) == "t":
-        verdict = decide(row, treatment, control, level=level)
-    else:
-        verdict = _decide_by_shares(row, *_blocks(treatment, control), level)
+    by_shares = check_choice("method", method, ("t", "share")) == "share"
+    verdict = _decide_by_shares(row, treatment, control) if by_shares else decide(row, treatment, control)
     return dataclasses.replace(verdict, marks=("exploratory", *verdict.marks))
 
 
@@ -298,14 +277,12 @@ def exact(actual, expected, *, claim, tolerance=None, relative=False):
     BN-5 exact: largest difference 1e-07, tolerance 1e-05
     """
     claim = claim if isinstance(claim, Claim) else Claim(claim, exact=True, tolerance=tolerance)
-    actual, expected = _numbers("actual", actual), _numbers("expected", expected)
-    if actual.shape != expected.shape or actual.size == 0:
+    actual, expected = np.asarray(actual, "float64"), np.asarray(expected, "float64")
+    if actual.shape != expected.shape or not actual.size or not np.isfinite([actual, expected]).all():
         raise ValueError(
-            "`actual` and `expected` must be of one shape and not empty. "
+            "`actual` and `expected` must be finite, of one shape and not empty. "
             f"Received: shapes {actual.shape} and {expected.shape}"
         )
-    if not (np.isfinite(actual).all() and np.isfinite(expected).all()):
-        raise ValueError("`actual` and `expected` must be finite. Received: NaN or infinity")
     largest = float(np.max(np.abs(expected))) if relative else 1.0
     if largest == 0:
         raise ValueError("`expected` must not be all zeros for a relative difference. Received: relative=True")
@@ -327,15 +304,8 @@ def _in_words(claim, value):
     return f"{100 * abs(factor - 1):.3g} % {'lower' if factor < 1 else 'higher'}"
 
 
-def _numbers(name, values):
-    try:
-        return np.asarray(values, dtype="float64")
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"`{name}` must be numbers. Received: {type(values).__name__}") from error
-
-
 def _blocks(treatment, control):
-    treatment, control = _numbers("treatment", treatment), _numbers("control", control)
+    treatment, control = np.asarray(treatment, "float64"), np.asarray(control, "float64")
     if treatment.ndim != 2 or treatment.shape != control.shape or len(treatment) < 2 or treatment.size == 0:
         raise ValueError(
             "`treatment` and `control` must be of one shape (blocks, seeds), with two blocks or more. "
@@ -371,10 +341,10 @@ def _unfair(claim, control):
     return "" if low < mean < high else f"the control's mean {mean:.3g} is not between {low:g} and {high:g}"
 
 
-def _decide_by_mean(verdict, values, resplit, level):
+def _decide_by_mean(verdict, values, resplit):
     claim, blocks = verdict.claim, len(values)
     mean, spread = np.mean(values), np.std(values, ddof=1)
-    quantile = stats.t.ppf((1 + level) / 2, blocks - 1)
+    quantile = stats.t.ppf((1 + LEVEL) / 2, blocks - 1)
 
     def around(scale):
         return float(mean - quantile * spread * scale), float(mean + quantile * spread * scale)
@@ -410,12 +380,12 @@ def _p_value(claim, values):
     return float(max(stats.ttest_1samp(values, border, alternative=side).pvalue for border, side in sides))
 
 
-def _decide_by_failures(verdict, treatment, control, level):
+def _decide_by_failures(verdict, treatment, control):
     """Returns the verdict of the failed shares: a treatment that fails less often is on the claimed side."""
-    low, high = _share_interval(treatment.ravel(), control.ravel(), level)
+    low, high = _share_interval(treatment, control)
     by_block = treatment.mean(axis=1) - control.mean(axis=1)
     if np.ptp(by_block) > 0:
-        other = stats.ttest_1samp(by_block, 0).confidence_interval(level)
+        other = stats.ttest_1samp(by_block, 0).confidence_interval(LEVEL)
         low, high = min(low, other.low), max(high, other.high)
     word = "refuted" if low > 0 else "supported" if high < 0 else "inconclusive"
     if verdict.claim.direction == "within" and word == "supported":
@@ -426,20 +396,19 @@ def _decide_by_failures(verdict, treatment, control, level):
     return dataclasses.replace(verdict, word=word, low=float(low), high=float(high), p=float(p), marks=marks)
 
 
-def _decide_by_shares(claim, treatment, control, level):
-    if not (np.isin(treatment, (0, 1)).all() and np.isin(control, (0, 1)).all()):
+def _decide_by_shares(claim, treatment, control):
+    treatment, control = _blocks(treatment, control)
+    if not np.isin([treatment, control], (0, 1)).all():
         raise ValueError("`treatment` and `control` must hold only 0 and 1 with method='share'. Received: other values")
-    low, high = _share_interval(treatment.ravel(), control.ravel(), level)
+    low, high = _share_interval(treatment, control)
     values = (treatment - control).mean(axis=1)
-    word, effect = _word(claim, low, high), float(values.mean())
-    return Verdict(
-        claim, word, effect, float(low), float(high), values=tuple(values.tolist()), seeds=treatment.shape[1]
-    )
+    word, effect, seeds = _word(claim, low, high), float(values.mean()), treatment.shape[1]
+    return Verdict(claim, word, effect, low, high, values=tuple(values.tolist()), seeds=seeds)
 
 
-def _share_interval(treatment, control, level):
+def _share_interval(treatment, control, level=LEVEL):
     """Returns Newcombe's interval for the difference of two paired shares, from outcomes 0 or 1."""
-    treatment, control, pairs = treatment.astype("float64"), control.astype("float64"), len(treatment)
+    treatment, control, pairs = treatment.astype("float64").ravel(), control.astype("float64").ravel(), treatment.size
     (share_1, low_1, high_1), (share_2, low_2, high_2) = (
         (np.mean(side), *stats.binomtest(int(side.sum()), pairs).proportion_ci(level, method="wilson"))
         for side in (treatment, control)
@@ -453,8 +422,8 @@ def _share_interval(treatment, control, level):
     def length(one, other):
         return np.sqrt(one**2 - 2 * correlation * one * other + other**2)
 
-    effect = share_1 - share_2
-    return effect - length(share_1 - low_1, high_2 - share_2), effect + length(high_1 - share_1, share_2 - low_2)
+    low, high = length(share_1 - low_1, high_2 - share_2), length(high_1 - share_1, share_2 - low_2)
+    return float(share_1 - share_2 - low), float(share_1 - share_2 + high)
 
 
 def _checked_on_halves(verdict, halves):
