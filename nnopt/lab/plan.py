@@ -87,16 +87,12 @@ class Plan:
 
     def blocks(self):
         """Returns the blocks of this run: all of them with NNOPT_FULL=1, else the first few."""
-        starts = [self.first_seed + 1000 * number for number in range(self.count)]
-        return [
-            Block(
-                number,
-                start,
-                tuple(range(start + 1, start + 1 + self.tuning_seeds)),
-                tuple(range(start + 500, start + 500 + self.deciding_seeds)),
-            )
-            for number, start in enumerate(starts)
-        ]
+        blocks = []
+        for number in range(self.count):
+            seed = self.first_seed + 1000 * number
+            tuning, deciding = seed + 1 + np.arange(self.tuning_seeds), seed + 500 + np.arange(self.deciding_seeds)
+            blocks.append(Block(number, seed, tuple(tuning.tolist()), tuple(deciding.tolist())))
+        return blocks
 
     def decide(self, name, treatment, control, thinned=()):
         """Returns the verdict on a planned claim, from values (blocks, seeds); see `evidence.decide`.
@@ -128,8 +124,7 @@ class Plan:
                 missing from this one: a row once planned stays, whatever it says.
         """
         if self.full:
-            missing = [name for name in self.claims if name not in self._decided]
-            if missing:
+            if missing := [name for name in self.claims if name not in self._decided]:
                 raise ValueError(f"Every planned claim must be decided. Received: none of {', '.join(missing)}")
             check_rows_stay(self._book.values(), self.claims)
         for name, verdict in self._decided.items():
@@ -149,10 +144,11 @@ class Plan:
 
     def _keep(self, verdict, book=None):
         marks = verdict.marks if self.commit else ("exploratory", *verdict.marks)
-        self._decided[verdict.claim.name] = dataclasses.replace(
+        kept = dataclasses.replace(
             verdict, marks=marks, chapter=self.chapter, plan=self.commit, digest=self.digest, scope=self.scope
         )
-        return dataclasses.replace(self._decided[verdict.claim.name], book=book)
+        self._decided[verdict.claim.name] = kept
+        return dataclasses.replace(kept, book=book)
 
     def _recorded(self, name):
         row = self._book.get(name)
@@ -201,7 +197,8 @@ def run_blocks(plan, train, sides, along, metric, mode="min", natural=()):
     if edges and plan.full:
         raise ValueError(f"An optimum must not stand at an end of its grid: widen it. Received: {'; '.join(edges)}")
     for block, picks in zip(tqdm(plan.blocks(), desc="deciding", unit="block"), runs.picked):
-        grid = [{**sides[name], along: _subset(sides[name][along], set(pick.values()))} for name, pick in picks.items()]
+        chosen = {name: [one for one in sides[name][along] if one in pick.values()] for name, pick in picks.items()}
+        grid = [{**sides[name], along: values} for name, values in chosen.items()]
         runs.deciding.append(train(block, grid, block.deciding_seeds, "test"))
     return runs
 
@@ -225,9 +222,8 @@ class BlockRuns:
 
     def select(self, side, block, grid="all"):
         """Returns the deciding runs of a side in a block, a `SweepResult`."""
-        return self.deciding[block].select(**_fixed(self.sides[side], self.along), **{
-            self.along: self.picked[block][side][grid]
-        })  # fmt: skip
+        chosen = {**_fixed(self.sides[side], self.along), self.along: self.picked[block][side][grid]}
+        return self.deciding[block].select(**chosen)
 
     def values(self, side, metric, grid="all"):
         """Returns the values after the last epoch, (blocks, seeds)."""
@@ -239,27 +235,25 @@ class BlockRuns:
 
     def pair(self, treatment, control, metric):
         """Returns the arguments `treatment`, `control` and `thinned` of `Plan.decide` for two sides."""
-        halves = [tuple(self.values(side, metric, half) for side in (treatment, control)) for half in ("even", "odd")]
-        return {
-            "treatment": self.values(treatment, metric),
-            "control": self.values(control, metric),
-            "thinned": halves,
-        }
+        full, *halves = [
+            tuple(self.values(side, metric, grid) for side in (treatment, control)) for grid in ("all", "even", "odd")
+        ]
+        return {"treatment": full[0], "control": full[1], "thinned": halves}
 
 
 def standing_plan(chapter):
     """Returns (commit, digest) if the plan cells that ran stand unchanged in the last commit, else ("", "")."""
+
+    def git(*words):
+        return subprocess.run(["git", *words], cwd=root, capture_output=True, check=True, text=True).stdout.strip()
+
     try:
-        notebook = results.book_folder() / "notebooks" / f"{chapter}.ipynb"
-        show = ["git", "show", f"HEAD:./notebooks/{notebook.name}"]
-        root = notebook.parents[1]
-        source = plan_source(json.loads(subprocess.run(show, cwd=root, capture_output=True, check=True).stdout))
-        head = subprocess.run(["git", "rev-parse", "--short=10", "HEAD"], cwd=root, capture_output=True, check=True)
+        root = results.book_folder()
+        source, commit = git("show", f"HEAD:./notebooks/{chapter}.ipynb"), git("rev-parse", "--short=10", "HEAD")
     except (OSError, subprocess.CalledProcessError):
         return "", ""
-    if not source or source not in _sources_that_ran():
-        return "", ""
-    return head.stdout.decode().strip(), digest_of(source)
+    source = plan_source(json.loads(source))
+    return (commit, digest_of(source)) if source and source in _sources_that_ran() else ("", "")
 
 
 def plan_source(book):
@@ -275,8 +269,7 @@ def digest_of(source):
 
 def check_rows_stay(recorded, claims):
     """Raises ValueError if a row that an earlier plan recorded is not among the claims."""
-    gone = [row["claim"] for row in recorded if row["plan"] and row["claim"] not in claims]
-    if gone:
+    if gone := [row["claim"] for row in recorded if row["plan"] and row["claim"] not in claims]:
         raise ValueError(f"A row once planned must stay, whatever it says. Received: a plan without {', '.join(gone)}")
 
 
@@ -291,17 +284,10 @@ def _fixed(grid, along):
     return {name: next(iter(values)) for name, values in grid.items() if name != along}
 
 
-def _subset(values, chosen):
-    if isinstance(values, dict):
-        return {label: value for label, value in values.items() if label in chosen}
-    return [value for value in values if value in chosen]
-
-
 def _picks(result, grid, along, metric, mode):
     values, fixed = list(grid[along]), _fixed(grid, along)
-    means = {value: np.mean(result.select(**fixed, **{along: value}).final(metric)) for value in values}
-    worst = np.inf if mode == "min" else -np.inf
-    means = {value: worst if np.isnan(mean) else mean for value, mean in means.items()}
-    best = min if mode == "min" else max
+    sign = 1 if mode == "min" else -1
+    scores = {value: sign * np.mean(result.select(**fixed, **{along: value}).final(metric)) for value in values}
+    scores = {value: np.inf if np.isnan(score) else score for value, score in scores.items()}
     parts = {"all": values, "even": values[0::2], "odd": values[1::2]}
-    return {name: best(part, key=means.get) for name, part in parts.items()}
+    return {name: min(part, key=scores.get) for name, part in parts.items()}

@@ -11,7 +11,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
-from scipy import stats
+from scipy import optimize, stats
 
 from nnopt.checks import check_integer, check_number
 from nnopt.lab.results import figures_folder
@@ -44,46 +44,9 @@ GROUPS = {
     "parts": {"train": BLUE, "validation": ORANGE, "test": VERMILLION},
     "verdicts": {"supported": GREEN, "refuted": VERMILLION, "inconclusive": GREY, "negligible": SKY, "exact": BLUE},
 }  # fmt: skip
-ALIASES = {
-    "step decay": "step",
-    "exponential decay": "exponential",
-    "cyclical learning rate": "cyclical",
-    "cosine decay": "cosine",
-    "batch normalization": "batch",
-    "layer normalization": "layer",
-    "group normalization": "group",
-}
-
 WIDTH = 7.0  # inches: 700 pixels on a page of 100 to the inch
 LARGEST_FILE = 100_000  # bytes
-STYLE = {
-    "figure.figsize": (WIDTH, 3.6),
-    "figure.dpi": 100,
-    "figure.facecolor": "white",
-    "figure.constrained_layout.use": True,
-    "savefig.facecolor": "white",
-    "savefig.bbox": None,
-    "font.size": 10,
-    "font.family": "DejaVu Sans",
-    "text.color": "#222222",
-    "axes.facecolor": "white",
-    "axes.edgecolor": "#444444",
-    "axes.labelcolor": "#222222",
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "axes.titleweight": "bold",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "axes.prop_cycle": mpl.cycler(color=CYCLE),
-    "grid.color": "#E4E4E4",
-    "grid.linewidth": 0.7,
-    "lines.linewidth": 1.8,
-    "xtick.color": "#444444",
-    "ytick.color": "#444444",
-    "legend.frameon": False,
-}
+STYLE = Path(__file__).with_name("book.mplstyle")
 
 
 def use_style():
@@ -96,7 +59,8 @@ def use_style():
     ...     mpl.rcParams["axes.titlelocation"]
     'left'
     """
-    mpl.rcParams.update(STYLE)
+    plt.style.use(STYLE)
+    mpl.rcParams["axes.prop_cycle"] = mpl.cycler(color=CYCLE)
 
 
 def color(name):
@@ -216,27 +180,14 @@ def label_lines(ax, fontsize=9):
     labels = []
     for (right, height, line), placed in zip(ends, heights):
         text = ax.annotate(
-            line.get_label(),
-            xy=(right, height),
-            xytext=(1.03, placed),
-            xycoords="axes fraction",
-            textcoords="axes fraction",
-            color=_readable(line.get_color()),
-            fontsize=fontsize,
-            va="center",
-            annotation_clip=False,
-        )
+            line.get_label(), (right, height), (1.03, placed), "axes fraction", "axes fraction",
+            color=_readable(line.get_color()), fontsize=fontsize, va="center", annotation_clip=False,
+        )  # fmt: skip
         labels.append(text)
         if abs(placed - height) > gap / 4 or right < 0.97:
-            ax.plot(
-                [right + 0.005, 1.025],
-                [height, placed],
-                transform=ax.transAxes,
-                color=line.get_color(),
-                linewidth=0.7,
-                clip_on=False,
-                label="_leader",
-            )
+            ends = [right + 0.005, 1.025], [height, placed]
+            shade, axes = line.get_color(), ax.transAxes
+            ax.plot(*ends, color=shade, transform=axes, linewidth=0.7, clip_on=False, label="_leader")
     return labels
 
 
@@ -257,13 +208,9 @@ def spread(positions, gap, low=0.0, high=1.0):
     [0.45, 0.55, 0.9]
     """
     offsets = gap * np.arange(len(positions))
-    blocks = []  # of neighbours that touch: [sum, count] of what remains after taking the offsets off
-    for position in np.asarray(positions, dtype="float64") - offsets:
-        blocks.append([position, 1])
-        while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] > blocks[-1][0] / blocks[-1][1]:
-            total, count = blocks.pop()
-            blocks[-1] = [blocks[-1][0] + total, blocks[-1][1] + count]
-    pooled = np.repeat([total / count for total, count in blocks], [count for _, count in blocks])
+    pooled = (
+        optimize.isotonic_regression(np.asarray(positions, dtype="float64") - offsets).x if len(offsets) else offsets
+    )
     room = high - low - (offsets[-1] if len(offsets) else 0.0)
     return np.clip(pooled, low, low + max(room, 0.0)) + offsets
 
@@ -400,7 +347,6 @@ def _plain(name):
 
 
 _COLORS = {_plain(method): shade for group in GROUPS.values() for method, shade in group.items()}
-_COLORS |= {_plain(alias): _COLORS[_plain(method)] for alias, method in ALIASES.items()}
 
 
 def _fixed_color(name):

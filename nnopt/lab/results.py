@@ -82,16 +82,12 @@ def row_of(verdict):
     """Returns a `Verdict` as a row of verdicts.csv, its numbers rounded to five digits."""
     claim, corrected = verdict.claim, verdict.corrected or (None, None)
     row = {
-        "chapter": verdict.chapter, "claim": claim.name, "role": claim.role, "word": verdict.word,
-        "marks": "; ".join(verdict.marks), "effect": verdict.effect, "low": verdict.low, "high": verdict.high,
-        "corrected_low": corrected[0], "corrected_high": corrected[1], "p": verdict.p, "unit": claim.unit,
-        "scale": claim.scale, "direction": claim.direction, "margin": claim.margin, "matters": claim.matters,
-        "blocks": len(verdict.values), "seeds": verdict.seeds, "failed_treatment": verdict.failed[0],
-        "failed_control": verdict.failed[1], "halves": "; ".join(verdict.halves), "needed": verdict.needed,
-        "note": verdict.note, "statement": claim.statement, "scope": verdict.scope, "plan": verdict.plan,
-        "digest": verdict.digest, "line": str(verdict),
+        **vars(claim), **vars(verdict), "claim": claim.name, "marks": "; ".join(verdict.marks),
+        "halves": "; ".join(verdict.halves), "corrected_low": corrected[0], "corrected_high": corrected[1],
+        "blocks": len(verdict.values), "failed_treatment": verdict.failed[0], "failed_control": verdict.failed[1],
+        "needed": verdict.needed, "line": str(verdict),
     }  # fmt: skip
-    return {name: _text(value) for name, value in row.items()}
+    return {name: _text(row[name]) for name in VERDICTS}
 
 
 def pairs_of(chapter, claim, treatment, control):
@@ -147,10 +143,8 @@ def statements(rows, second=(), digests=None):
         p = max((float(row["p"]) for row in votes if row["p"] not in ("", "nan")), default=None)
         names = ", ".join(f"{row['claim']} {row['word']}" for row in votes)
         scope = "; ".join(dict.fromkeys(f"{row['scope']}, {row['blocks']} blocks" for row in votes))
-        undecided = (
-            "open" if marks else "being re-decided" if statement["notebook"] <= LAST_WRITTEN else "not measured yet"
-        )
-        word = _word_of([row["word"] for row in votes]) if votes else undecided
+        waits = "being re-decided" if statement["notebook"] <= LAST_WRITTEN else "not measured yet"
+        word = _word_of([row["word"] for row in votes]) if votes else "open" if marks else waits
         lines.append({**statement, "word": word, "p": p, "marks": marks, "rows": names, "scope": scope})
     _mark_by_holm([line for line in lines if line["p"] is not None])
     for line in lines:
