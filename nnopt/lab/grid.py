@@ -98,27 +98,25 @@ def _in_a_process(function, threads, task):
 
 @functools.lru_cache(maxsize=1)  # once in each process
 def _loaded(function, threads):
-    _threads(*threads)  # sums over other numbers of threads have other last bits
+    _threads(threads)  # sums over other numbers of threads have other last bits
     return pickle.loads(function)
 
 
-def _threads(*numbers):
-    """Returns the numbers of threads that the backend was told to use, 0 for its own choice; sets them if given."""
+def _threads(number=None):
+    """Returns how many threads the backend's operations were told to use, 0 for its own choice; sets it if given."""
     if keras.backend.backend() == "tensorflow":
-        import tensorflow
+        from tensorflow import config
 
-        told = tensorflow.config.threading
-        if numbers:
-            told.set_intra_op_parallelism_threads(numbers[0])
-            told.set_inter_op_parallelism_threads(numbers[1])
-        return told.get_intra_op_parallelism_threads(), told.get_inter_op_parallelism_threads()
+        if number is not None:
+            config.threading.set_intra_op_parallelism_threads(number)
+        return config.threading.get_intra_op_parallelism_threads()
     if keras.backend.backend() == "torch":
         import torch
 
-        if numbers:
-            torch.set_num_threads(*numbers)
-        return (torch.get_num_threads(),)
-    return ()
+        if number is not None:
+            torch.set_num_threads(number)
+        return torch.get_num_threads()
+    return None
 
 
 def _checked_curves(curves, description, others):

@@ -62,10 +62,10 @@ def arrays_of(model):
 
 
 def template_of(networks, x):
-    """Compares the networks of all seeds with the first, the template of the stack.
+    """Builds the network of every seed and compares each with the first, the template of the stack.
 
     Args:
-        networks: Pairs (seed, network).
+        networks: Dict of seed -> function that returns that seed's network.
         x: A few examples, on which the template must compute with a network's weights what the network itself does.
 
     Returns:
@@ -73,9 +73,10 @@ def template_of(networks, x):
         be stacked.
     """
     template, initial = None, {}
-    for seed, model in networks:
+    for seed, build in networks.items():
+        model = build()
         template = template or model
-        if reason := _why_not_stackable(template, model, x):
+        if reason := _why_not_stackable(template, model, keras.tree.map_structure(ops.convert_to_tensor, x)):
             return template, initial, reason
         initial[seed] = arrays_of(model)
     return template, initial, None
@@ -87,9 +88,8 @@ def _why_not_stackable(template, model, x):
     for variable in model.trainable_variables:
         if getattr(variable, "constraint", None) is not None:
             return f"has a constraint, {type(variable.constraint).__name__}, on its weight {variable.path}"
-    if model is template or _computes_the_same(template, model, x):
-        return None
-    return "has constants or shapes that depend on the seed"
+    same = model is template or _computes_the_same(template, model, x)
+    return None if same else "has constants or shapes that depend on the seed"
 
 
 def _computes_the_same(template, model, x):

@@ -8,7 +8,7 @@ import functools
 import inspect
 import math
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import keras
 import numpy as np
@@ -112,26 +112,23 @@ def sweep(
         tqdm(total=len(runs) * plan.epochs, unit="epoch", desc="sweep", disable=not progress or None) as bar,
     ):
         for group in groups:
-            _train_group(plan, group, stacked, runs_at_once, bar.update)
+            if not stacked or not _train_stacked(plan, group, runs_at_once, bar.update):
+                _train_alone(plan, group, bar.update)
     return SweepResult([run.description for run in runs], *joined([run.curves for run in runs]), runs)
 
 
 @dataclass
 class _Run:
-    """One training run: what it is called, what it is made with, and, after training, what came out of it."""
+    """One training run; its `curves`, `weights` and `state` are what came out of it."""
 
-    plan: "_Plan"
     description: dict
-    model_arguments: dict
-    optimizer_arguments: dict
-    optimizer: object  # shared by all seeds of a setting: a stack only reads its numbers
     seed: int
-    curves: dict = field(default_factory=dict)  # metric name -> (epochs,)
-    weights: list = None  # arrays in the order of model.trainable_variables
-    state: list = None  # the other variables', as `variables_of` lists them
+    build: callable  # function without arguments, returns the network
+    new_optimizer: callable
+    optimizer: object  # shared by all seeds of a setting: a stack only reads its numbers
 
     def model(self):
-        model = self.plan.new_model(self)
+        model = self.build()
         for variables, values in zip(stack.variables_of(model), (self.weights, self.state)):
             for variable, value in zip(variables, values):
                 variable.assign(value)
@@ -157,25 +154,27 @@ class _Plan:
         runs, groups = [], {}
         for number, (labels, setting) in enumerate(settings):
             of_optimizer, of_model = self._assign(setting)
-            optimizer = self.new_optimizer(of_optimizer)
+            new_optimizer = functools.partial(self.new_optimizer, of_optimizer)
+            optimizer = new_optimizer()
             if stacked:
                 stack.refuse_if_mixing(optimizer)
             key = identity([of_model, stack.structure(optimizer)]) if stacked else number
-            new = [_Run(self, {**labels, "seed": seed}, of_model, of_optimizer, optimizer, seed) for seed in self.seeds]
-            groups.setdefault(key, []).extend(new)
-            runs += new
+            for seed in self.seeds:
+                build = functools.partial(self.new_model, of_model, seed)
+                runs.append(_Run({**labels, "seed": seed}, seed, build, new_optimizer, optimizer))
+                groups.setdefault(key, []).append(runs[-1])
         return runs, groups.values()
 
-    def new_model(self, run):
-        own = {"seed": run.seed} if "seed" in _parameters(self.build) else {}
-        with seeded(run.seed):
-            model = self.build(**{**own, **run.model_arguments})
-        if not isinstance(model, keras.Model) or not model.built:
-            raise TypeError(f"`build` must return a keras.Model with an input shape. Received: {shown(model)}")
-        if not hasattr(model, "output_shape") or _keras.mask(getattr(model, "output", None)) is not None:
-            raise ValueError(
-                "`build` must return a functional or sequential model whose outputs carry no mask (the loss would "
-                f"count the padding): train others through `nnopt.lab.run_grid`. Received: {shown(model)}"
+    def new_model(self, arguments, seed):
+        own = {"seed": seed} if "seed" in _parameters(self.build) else {}
+        with seeded(seed):
+            model = self.build(**{**own, **arguments})
+        whole = isinstance(model, keras.Model) and model.built and hasattr(model, "output_shape")
+        if not whole or _keras.mask(getattr(model, "output", None)) is not None:
+            raise TypeError(
+                "`build` must return a functional or sequential keras.Model with an input shape whose outputs carry no "
+                "mask (the loss would count the padding): train others through `nnopt.lab.run_grid`. "
+                f"Received: {shown(model)}"
             )
         return model
 
@@ -209,12 +208,10 @@ class _Plan:
 
 def _parameters(function):
     """Returns the names that a class or function takes; "**" stands for any other."""
-    names = set()
-    for parameter in inspect.signature(function).parameters.values():
-        names.add("**" if parameter.kind is parameter.VAR_KEYWORD else parameter.name)
-    if isinstance(function, type) and issubclass(function, keras.optimizers.Optimizer) and "**" in names:
-        names = (names - {"**", "kwargs"}) | set(inspect.signature(keras.optimizers.Optimizer).parameters)
-    return names
+    parameters = inspect.signature(function).parameters.values()
+    names = {"**" if one.kind is one.VAR_KEYWORD else one.name for one in parameters}
+    of_optimizer = isinstance(function, type) and issubclass(function, keras.optimizers.Optimizer)
+    return names | (_parameters(keras.optimizers.Optimizer.__init__) if of_optimizer else set())
 
 
 def _checked_metrics(metrics):
@@ -222,10 +219,12 @@ def _checked_metrics(metrics):
     chosen = {}
     for metric in (metrics,) if isinstance(metrics, str) else metrics:
         function = metric if callable(metric) else getattr(keras.metrics, str(metric), None)
-        if isinstance(function, keras.metrics.Metric) or inspect.isclass(function):
-            raise TypeError(f"`metrics` must hold functions or names, no Metric object. Received: {shown(metric)}")
-        if metric != "accuracy" and function is None:
-            raise ValueError(f"`metrics` must name functions of keras.metrics. Received: {shown(metric)}")
+        wrong = isinstance(function, keras.metrics.Metric) or inspect.isclass(function)
+        if wrong or (function is None and metric != "accuracy"):
+            raise ValueError(
+                "`metrics` must hold functions or names of keras.metrics' functions, no Metric object, which has one "
+                f"state for all runs. Received: {shown(metric)}"
+            )
         name = getattr(metric, "__name__", "metric") if callable(metric) else metric
         if name in chosen:
             raise ValueError(f"`metrics` must have names of their own. Received: {name!r} twice")
@@ -270,12 +269,10 @@ def _checked_pair(pair, part):
     """Returns (x, y) as arrays, floating-point ones in Keras' precision as in `fit`, or None where there is none."""
     if pair is None and part != "train":
         return None
-    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-        raise ValueError(f"`data` must have an attribute `{part}`, a pair (x, y) of arrays. Received: {shown(pair)}")
-    if not hasattr(pair[1], "shape"):
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not hasattr(pair[1], "shape"):
         raise TypeError(
-            f"`data.{part}` must have one array of targets; train several through `nnopt.lab.run_grid`. "
-            f"Received: y={shown(pair[1])}"
+            f"`data.{part}` must be a pair (x, y) with one array of targets; train several through "
+            f"`nnopt.lab.run_grid`. Received: {shown(pair)}"
         )
     x, y = keras.tree.map_structure(_precise, tuple(pair))
     lengths = {len(array) if array.ndim else 0 for array in keras.tree.flatten((x, y))}
@@ -289,29 +286,33 @@ def _precise(array):
     return array.astype(keras.config.floatx()) if np.issubdtype(array.dtype, np.floating) else array
 
 
-def _train_group(plan, group, stacked, runs_at_once, advance):
-    """Trains runs of one network, stacked where that is possible."""
-    if stacked:
-        x, y = plan.data.of(group[0].seed, "train")
-        first_of_seed = {run.seed: run for run in reversed(group)}
-        networks = ((seed, plan.new_model(run)) for seed, run in first_of_seed.items())
-        x = keras.tree.map_structure(lambda array: ops.convert_to_tensor(array[:2]), x)
-        template, initial, reason = stack.template_of(networks, x)
-        if reason is None:
-            metrics, steps = plan.metric_functions(template.output_shape), plan.epochs * -(-len(y) // plan.batch_size)
-            for number in range(pieces := math.ceil(len(group) / runs_at_once)):
-                piece = group[number::pieces]
-                starts, optimizers = [initial[run.seed] for run in piece], [run.optimizer for run in piece]
-                kind = stack.STACKS[keras.backend.backend()]
-                networks = kind(template, starts, optimizers, steps, plan.loss, metrics, plan.data.own)
-                _train(plan, piece, networks, plan.data.own, advance)
-            return
-        warnings.warn(f"The network {template.name} {reason}: its runs are trained one by one.", stacklevel=3)
+def _train_alone(plan, group, advance):
+    """Trains runs one by one."""
     for run in group:
         with seeded(run.seed):
-            model, optimizer = plan.new_model(run), plan.new_optimizer(run.optimizer_arguments)
-            network = stack.Alone(model, optimizer, plan.loss, plan.metric_functions(model.output_shape))
+            model = run.build()
+            network = stack.Alone(model, run.new_optimizer(), plan.loss, plan.metric_functions(model.output_shape))
             _train(plan, [run], network, False, advance)
+
+
+def _train_stacked(plan, group, runs_at_once, advance):
+    """Trains runs of one network together, and returns True, if that is possible."""
+    x, y = plan.data.of(group[0].seed, "train")
+    steps = plan.epochs * math.ceil(len(y) / plan.batch_size)
+    networks = {run.seed: run.build for run in reversed(group)}
+    template, initial, reason = stack.template_of(networks, keras.tree.map_structure(lambda array: array[:2], x))
+    if reason:
+        warnings.warn(f"The network {template.name} {reason}: its runs are trained one by one.", stacklevel=3)
+        return False
+    metrics = plan.metric_functions(template.output_shape)
+    for number in range(pieces := math.ceil(len(group) / runs_at_once)):
+        piece = group[number::pieces]
+        networks = stack.STACKS[keras.backend.backend()](
+            template, [initial[run.seed] for run in piece], [run.optimizer for run in piece], steps, plan.loss,
+            metrics, plan.data.own,
+        )  # fmt: skip
+        _train(plan, piece, networks, plan.data.own, advance)
+    return True
 
 
 def _train(plan, group, networks, own, advance):
