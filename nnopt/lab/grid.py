@@ -34,8 +34,8 @@ def run_grid(train, grid=None, seeds=range(5), *, processes=1, progress=True):
             for each argument of the grid.
         grid, seeds, progress: As in `sweep`; the bar counts runs.
         processes: Number of runs at a time, each in a process of its own, with as many threads as this one. The
-            curves are, bit for bit, those of one run after the other. A process takes some 5 s to start, which pays
-            from about half a minute of training on. What `train` changes outside itself stays in its process.
+            curves are, bit for bit, those of one run after the other. The processes take some 4 s to start, once, so
+            that two pay from about 10 s of training on. What `train` changes outside itself stays in its process.
 
     Returns:
         `SweepResult`, without the trained networks. A name without "train_", "val_" or "test_" in front is a training
