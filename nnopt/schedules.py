@@ -15,6 +15,7 @@ import math
 import numbers
 
 import keras
+import numpy as np
 from keras import ops
 
 from nnopt.checks import check_boolean, check_choice, check_integer, check_number
@@ -444,15 +445,16 @@ class Chain(_Schedule):
 
 
 def _power(log_base, exponent):
-    """Returns exp(log_base * exponent), for log_base <= 0 and integers >= 0, to a few units of float32's last place.
+    """Returns exp(log_base * exponent), for log_base <= 0 and integers in 0 ... 2**31 - 1, to 5e-7 relative.
 
-    One product in float32 would be off by 2**-24 of a possibly large exponent. So the logarithm is cut to its first 12
-    bits, whose product with 12 bits of the exponent is exact, and the small rest is put in by itself.
+    One product in float32 would be off by 2**-24 of a possibly large exponent, and a compiler may merge exponentials of
+    its parts into one. So the power is the product of four numbers looked up by the exponent's bytes.
     """
-    mantissa, shift = math.frexp(log_base)
-    coarse = math.ldexp(math.trunc(math.ldexp(mantissa, 12)), shift - 12)
-    high, low, whole = (ops.cast(part, "float32") for part in (exponent // 4096, exponent % 4096, exponent))
-    return ops.exp(high * (4096 * coarse)) * ops.exp(low * coarse) * ops.exp(whole * (log_base - coarse))
+    exponent, result = ops.minimum(exponent, LARGEST_STEP), 1.0
+    for place in (1, 2**8, 2**16, 2**24):
+        powers = np.exp(log_base * place * np.arange(256.0)).astype("float32")
+        result = result * ops.take(ops.convert_to_tensor(powers), exponent // place % 256)
+    return result
 
 
 def _integer_tensor(step):

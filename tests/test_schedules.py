@@ -435,6 +435,16 @@ def test_any_valid_schedule_stays_within_its_bounds_and_is_the_same_in_a_graph_a
     np.testing.assert_array_equal(rates(again, steps), eager)
 
 
+@pytest.mark.parametrize("decay_rate", [0.99, 0.5, 0.013])
+def test_a_decay_is_exact_over_its_whole_range_in_a_graph_as_outside_of_it(decay_rate):
+    """XLA merges a product of exponentials into the exponential of a sum, which is off by 1e-5 here."""
+    schedule = ExponentialDecay(1.0, 57, decay_rate)
+    steps = np.linspace(0, 80 * 57 / -np.log(decay_rate), 500).astype("int64")
+    exact = decay_rate ** (steps / 57)
+    for found in (rates(schedule, steps), ops.convert_to_numpy(in_graph(schedule, steps))):
+        np.testing.assert_allclose(found.astype("float64"), exact, rtol=5e-7)
+
+
 def in_graph(schedule, steps):
     return compiled(schedule)(ops.convert_to_tensor(steps))
 
