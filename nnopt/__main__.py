@@ -1,0 +1,192 @@
+"""The command line over the recipes.
+
+    python -m nnopt train image --preset laptop --output runs/laptop
+    python -m nnopt train image --preset cpu --set epochs=5 optimizer=adamw --output runs/short
+    python -m nnopt test runs/laptop
+    python -m nnopt classify runs/laptop holiday.jpg
+
+What goes wrong ends in one sentence on the standard error: exit status 2 for a wrong command, 1 for what fails, 130
+after Ctrl-C. The same command again goes on with a training that was interrupted.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import errno
+import pathlib
+import re
+import sys
+import traceback
+import typing
+import warnings
+
+import jsonargparse
+
+from nnopt.recipes import image, report
+from nnopt.recipes.running import STRATEGIES
+
+RECIPES = {"image": (image.ImageRecipe, image.train_images)}
+CLASSES_SHOWN = 5
+
+
+class UsageError(Exception):
+    """The command itself is wrong."""
+
+
+class _Parser(jsonargparse.ArgumentParser):
+    """A parser that raises in place of printing its usage."""
+
+    def __init__(self, *arguments, **keywords):
+        super().__init__(*arguments, allow_abbrev=False, **keywords)
+
+    def error(self, message, error=None):
+        raise UsageError(" ".join(str(message).split()))
+
+
+def main(arguments=None):
+    """Runs a command and returns its exit status.
+
+    Args:
+        arguments: The words after `python -m nnopt`; None for those of this process.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        _run(arguments)
+    except KeyboardInterrupt:
+        return _fail("interrupted; run the same command again to go on", 130)
+    except UsageError as error:
+        return _fail(error, 2)
+    except OSError as error:
+        return _fail(_of_system(error), 1)
+    except (ValueError, TypeError, ArithmeticError, ImportError) as error:
+        if not _is_ours(error):
+            raise
+        return _fail(error, 1)
+    return 0
+
+
+def _run(arguments):
+    commands = {"train": _train, "test": _test, "classify": _classify}
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(__doc__)
+    elif arguments[0] not in commands:
+        raise UsageError(f"The command must be one of {', '.join(commands)}. Received: {arguments[0]}")
+    else:
+        commands[arguments[0]](arguments[1:])
+
+
+def _train(arguments):
+    kind = arguments[0] if arguments else "nothing"
+    if kind not in RECIPES:
+        raise UsageError(f"`train` must be followed by one of {', '.join(RECIPES)}. Received: {kind}")
+    recipe_class, train = RECIPES[kind]
+    recipe, options = _recipe(kind, recipe_class, arguments[1:])
+    print(recipe, flush=True)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print(message)  # such as Resume's, that the run is complete
+        measured = train(recipe, options.output, strategy=options.strategy, save_every=options.save_every)
+    print(report.summary(measured))
+    print(f"written to {options.output}")
+
+
+def _recipe(kind, recipe_class, arguments):
+    """Returns the recipe that the words describe, and the other options."""
+    parser = _Parser(prog=f"python -m nnopt train {kind}", description=_described(recipe_class))
+    parser.add_argument(
+        "--preset", choices=tuple(recipe_class.presets), required=True, help="what the rest starts from"
+    )
+    parser.add_argument("--output", required=True, help="folder of this run; the same command again goes on in it")
+    parser.add_argument("--strategy", choices=tuple(STRATEGIES), default="none", help="spreads batches over devices")
+    parser.add_argument("--save_every", type=int, default=200, help="batches between checkpoints within an epoch")
+    parser.add_argument("--set", metavar="name=value", nargs="+", help="any of the recipe's fields, as below")
+    parser.add_class_arguments(recipe_class)
+    types = {field.name: field.type for field in dataclasses.fields(recipe_class)}
+    words = _spelled_out(arguments, types)
+    preset = _preset(words)
+    if preset in recipe_class.presets:
+        parser.set_defaults(dataclasses.asdict(recipe_class.preset(preset)))
+    try:
+        options = parser.parse_args(words)
+        return recipe_class(**{name: options[name] for name in types}), options
+    except UsageError as error:
+        named = re.match(r'Parser key "(\w+)":', str(error))
+        if named is None or named[1] not in types:
+            raise
+        kind = getattr(types[named[1]], "__name__", None) if isinstance(types[named[1]], type) else types[named[1]]
+        value = next(word for word in reversed(words) if word.startswith(f"--{named[1]}"))[2:]
+        raise UsageError(
+            f"`{named[1]}` must be of type {str(kind).replace('typing.', '')}. Received: {value}"
+        ) from None
+    except (ValueError, TypeError) as error:
+        raise UsageError(error) from None
+
+
+def _described(recipe_class):
+    shown = "\n\n".join(f"{name}: {function.__doc__.strip()}" for name, function in recipe_class.presets.items())
+    return f"Presets:\n\n{shown}"
+
+
+def _spelled_out(arguments, types):
+    """Returns the words with `--set name=value ...` as `--name=value ...`; a tuple may stand without brackets."""
+    words, setting = [], False
+    for word in arguments:
+        if word.startswith("--"):
+            setting = word == "--set"
+            if setting:
+                continue
+        elif setting:
+            name, equals, value = word.partition("=")
+            if not equals or name not in types:
+                raise UsageError(f"`--set` takes name=value, with a name of {', '.join(types)}. Received: {word}")
+            if typing.get_origin(types[name]) is tuple and not value.startswith("["):
+                value = f"[{value}]"
+            word = f"--{name}={value}"
+        words.append(word)
+    return words
+
+
+def _preset(words):
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--preset")
+    return parser.parse_known_args(words)[0].preset
+
+
+def _test(arguments):
+    parser = _Parser(prog="python -m nnopt test", description="Tests the network of a finished run again.")
+    parser.add_argument("output", help="the run's folder")
+    print(report.summary(image.test_images(parser.parse_args(arguments).output)))
+
+
+def _classify(arguments):
+    parser = _Parser(prog="python -m nnopt classify", description="Names the most probable classes of pictures.")
+    parser.add_argument("output", help="the run's folder")
+    parser.add_argument("pictures", nargs="+", help="picture files")
+    options = parser.parse_args(arguments)
+    for path, best in zip(options.pictures, image.classify(options.output, options.pictures, CLASSES_SHOWN)):
+        print(path)
+        for name, probability in best:
+            print(f"  {probability:7.2%}  {name}")
+
+
+def _fail(message, status):
+    with contextlib.suppress(OSError):
+        print(f"nnopt: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+    return status
+
+
+def _of_system(error):
+    if error.errno == errno.ENOSPC:
+        return "the disk is full; free some space and run the same command again to go on from the last checkpoint"
+    if error.errno is None or error.filename is None:
+        return error
+    return f"{error.filename}: {error.strerror}"
+
+
+def _is_ours(error):
+    """Whether an error was raised by this package, which words it for its user; others are faults to be looked into."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return pathlib.Path(frames[-1].filename).is_relative_to(pathlib.Path(__file__).parent)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
