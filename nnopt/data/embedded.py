@@ -32,6 +32,7 @@ class Dataset:
         test: What is looked at once, at the end.
         classes: Number of classes, where y holds labels 0 ... classes - 1; else None.
         description: Source, size and licence in a sentence or two.
+        class_names: Tuple of the names of the classes, in the order of the labels; () where they have none.
 
     Raises:
         ValueError: A part is no pair, or its x and y differ in length.
@@ -48,6 +49,7 @@ class Dataset:
     test: tuple
     classes: int | None = None
     description: str = ""
+    class_names: tuple = ()
 
     def __post_init__(self):
         for name in ("train", "validation", "test"):
@@ -149,7 +151,7 @@ def photos(seed=0, *, size=32):
         f"{size}x{size} patches of ten photographs from scikit-image (public domain or CC0; motorcycle: Scharstein et "
         "al. 2014, Middlebury stereo data) and scikit-learn (china, flower: CC BY 2.0, D. Buechele and vultilion)"
     )
-    return Dataset(*pairs, classes=10, description=description)
+    return Dataset(*pairs, classes=10, description=description, class_names=PHOTOGRAPHS)
 
 
 def _photographs():

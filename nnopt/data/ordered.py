@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 from nnopt import _keras
-from nnopt.checks import check_boolean, check_integer
+from nnopt.checks import check_boolean, check_callable, check_integer, shown
 
 
 @typing.runtime_checkable
@@ -83,7 +83,7 @@ class OrderedDataset(keras.utils.PyDataset):
     def __init__(self, x, y=None, sample_weight=None, batch_size=32, seed=0, shuffle=True):
         super().__init__()
         if sample_weight is not None and y is None:
-            raise ValueError(f"`sample_weight` needs `y`. Received: sample_weight={short(sample_weight)}, y=None")
+            raise ValueError(f"`sample_weight` needs `y`. Received: sample_weight={shown(sample_weight)}, y=None")
         given = {"x": x, "y": y, "sample_weight": sample_weight}
         self._parts = tuple(_arrays(name, part) for name, part in given.items() if part is not None or name == "x")
         lengths = {len(array) for array in keras.tree.flatten(self._parts)}
@@ -174,9 +174,7 @@ class EpochPipeline(keras.utils.PyDataset):
 
     def __init__(self, make, steps_per_epoch, fingerprint):
         super().__init__()
-        if not callable(make):
-            raise TypeError(f"`make` must be a function of the epoch. Received: make={short(make)}")
-        self._make = make
+        self._make = check_callable("make", make)
         self._steps = check_integer("steps_per_epoch", steps_per_epoch, at_least=1)
         self._fingerprint = fingerprint
         self._outside = EpochReader(self)
@@ -257,7 +255,7 @@ def _refuse_plain_fit(data):
     if _keras.trains():
         raise RuntimeError(
             f"Only a Resume that is given the same data knows their order in each epoch: "
-            f"`fit(data, callbacks=[Resume(directory, data)])`. Received: data={short(data)} without it"
+            f"`fit(data, callbacks=[Resume(directory, data)])`. Received: data={shown(data)} without it"
         )
 
 
@@ -269,7 +267,7 @@ def _arrays(name, value):
         if array.ndim == 0 or array.dtype == object:
             raise TypeError(
                 f"`{name}` must be an array, or a tuple, list or dict of arrays, with a row for each example. "
-                f"Received: {name}={short(value)} (of type {type(value).__name__})"
+                f"Received: {name}={shown(value)} (of type {type(value).__name__})"
             )
     return structure
 
@@ -280,11 +278,3 @@ def _checksum(arrays, *others):
         digest.update(f"{array.dtype.str}{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
-
-
-def short(value):
-    """A value in an error message: an array by its shape."""
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
-        return f"<{type(value).__name__} of shape {tuple(value.shape)}, {value.dtype}>"
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
