@@ -1,17 +1,21 @@
-"""The one place that saves and restores variables and the states of random generators.
+"""The one place that saves and restores variables and the states of random generators, and that seeds these.
 
-`nnopt.callbacks.Resume` writes them to a file, `nnopt.find_learning_rate` holds them in memory, and a sweep puts the
-random states back between its runs.
+`nnopt.callbacks.Resume` writes them to a file, `nnopt.find_learning_rate` holds them in memory, and a sweep seeds the
+generators for each run and puts them back.
 """
 
 import contextlib
 import random
 import sys
+import threading
 
+import keras
 import numpy as np
 from keras import ops
 
 from nnopt import _keras
+
+_one_at_a_time = threading.RLock()  # the random states that `seeded` seeds are the whole process's
 
 
 def values(variables):
@@ -140,6 +144,34 @@ def preserved_random_state():
         # The very object: a compiled function may hold on to it.
         _keras.set_global_seed_generator(generator)
         set_random_states(states)
+
+
+@contextlib.contextmanager
+def seeded(seed):
+    """Begins as after `keras.utils.set_random_seed(seed)` and puts the random states back; one thread at a time.
+
+    Example:
+
+    >>> with seeded(3):
+    ...     inside = random.random()
+    >>> with seeded(3):
+    ...     inside == random.random()
+    True
+    """
+    with _one_at_a_time, preserved_random_state():
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        _keras.set_global_seed_generator(None)
+        # Not Keras' function itself: on JAX it would load TensorFlow for this.
+        if keras.backend.backend() == "tensorflow":
+            import tensorflow
+
+            tensorflow.random.set_seed(seed)
+        elif keras.backend.backend() == "torch":
+            import torch
+
+            torch.manual_seed(seed)
+        yield
 
 
 def _value(variable):

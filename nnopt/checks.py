@@ -1,11 +1,13 @@
 """Argument checks with one form of error message: the argument, the rule, the value received.
 
 Every constructor of the package calls these, so that a wrong value fails where it was written
-and not three hours into a training run.
+and not three hours into a training run. Beside them stand how a value is shown and how it is told from another.
 """
 
 import math
 import numbers
+
+import numpy as np
 
 
 def check_number(name, value, *, above=None, at_least=None, below=None, at_most=None):
@@ -105,6 +107,73 @@ def check_choice(name, value, choices):
     if value not in choices:
         raise ValueError(f"`{name}` must be {rule}. Received: {name}={value!r}")
     return value
+
+
+def check_callable(name, value):
+    """Returns `value` if it can be called, and raises TypeError otherwise.
+
+    Example:
+
+    >>> check_callable("build", dict)
+    <class 'dict'>
+    """
+    if not callable(value):
+        raise TypeError(f"`{name}` must be a class or a function. Received: {name}={shown(value)}")
+    return value
+
+
+def check_seeds(seeds):
+    """Returns the seeds as a list of distinct integers >= 0.
+
+    Raises:
+        TypeError: `seeds` is no list, range or array, or holds something else than integers.
+        ValueError: One is negative or stands twice, or there is none.
+
+    Example:
+
+    >>> check_seeds(range(3))
+    [0, 1, 2]
+    """
+    if isinstance(seeds, (str, dict)) or not hasattr(seeds, "__iter__") or np.ndim(seeds) == 0:
+        raise TypeError(f"`seeds` must be a list or range of integers. Received: seeds={shown(seeds)}")
+    seeds = [check_integer("seeds", seed, at_least=0) for seed in seeds]
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"`seeds` must hold at least one integer, none of them twice. Received: seeds={seeds!r}")
+    return seeds
+
+
+def shown(value):
+    """Returns a value as an error message shows it: an array by its shape, anything long by its beginning.
+
+    Example:
+
+    >>> shown(np.zeros((2, 3)))
+    '<ndarray of shape (2, 3), float64>'
+    """
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"<{type(value).__name__} of shape {tuple(value.shape)}, {value.dtype}>"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def identity(value):
+    """Returns what is equal for two values that mean the same: their contents, or the object itself.
+
+    Not `repr`, which abbreviates long arrays and says of many an object only its class.
+
+    Example:
+
+    >>> identity([1, "a"]) == identity([1, "a"]), identity(1) == identity(True)
+    (True, False)
+    """
+    if isinstance(value, dict):
+        return "dict", *((name, identity(one)) for name, one in value.items())
+    if isinstance(value, (list, tuple)):
+        return type(value).__name__, *map(identity, value)
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return value.shape, value.dtype.str, value.tobytes()
+    plain = value is None or isinstance(value, (bool, int, float, str, bytes, np.generic))
+    return type(value).__name__, value if plain else id(value)
 
 
 def _bounds(above, at_least, below, at_most):

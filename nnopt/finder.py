@@ -14,8 +14,8 @@ from scipy import signal
 from tqdm import tqdm
 
 from nnopt import _keras, _state
-from nnopt.checks import check_boolean, check_choice, check_integer, check_number
-from nnopt.data.ordered import OrderedDataset, short
+from nnopt.checks import check_boolean, check_choice, check_integer, check_number, shown
+from nnopt.data.ordered import OrderedDataset
 
 RULES = ("valley", "steepest", "minimum")
 FLOAT32 = np.finfo("float32")
@@ -453,7 +453,7 @@ def _unpacked(model, x, y, sample_weight):
         return keras.utils.unpack_x_y_sample_weight(x)
     own = any(getattr(type(model), name) is not getattr(keras.Model, name) for name in ("train_step", "compute_loss"))
     if model.loss is not None and not own:
-        raise ValueError(f"`y` must be the targets, since `model` has a loss. Received: x={short(x)}, y=None")
+        raise ValueError(f"`y` must be the targets, since `model` has a loss. Received: x={shown(x)}, y=None")
     return x, y, sample_weight
 
 
@@ -463,7 +463,7 @@ def _batches(x, y, sample_weight, batch_size, seed):
         if isinstance(x, (str, bytes)) or not (hasattr(x, "__iter__") or isinstance(x, keras.utils.PyDataset)):
             raise TypeError(
                 "`x` must be an array, a tuple, list or dict of arrays, or an iterable of batches. "
-                f"Received: x={short(x)} (of type {type(x).__name__})"
+                f"Received: x={shown(x)} (of type {type(x).__name__})"
             )
         return _tensors(_repeated(x))
     if isinstance(x, keras.utils.PyDataset) or not _is_arrays(x):
@@ -501,7 +501,7 @@ def _repeated(data):
             yield batch
         if batches == before:
             rule = "give at least one batch" if passes == 1 else "not be an iterator that runs out during the sweep"
-            raise ValueError(f"`x` must {rule}. Received: x={short(data)}, which gave {batches} batches")
+            raise ValueError(f"`x` must {rule}. Received: x={shown(data)}, which gave {batches} batches")
 
 
 def _tensors(batches):

@@ -11,8 +11,8 @@ from keras import ops
 
 from nnopt import _keras, _state
 from nnopt.callbacks import _checkpoints as checkpoints
-from nnopt.checks import check_integer
-from nnopt.data.ordered import EpochData, EpochReader, short
+from nnopt.checks import check_integer, shown
+from nnopt.data.ordered import EpochData, EpochReader
 
 # Keras' own callbacks with a state that decides how training goes on.
 _STATES_OF_KERAS = (
@@ -86,7 +86,7 @@ class Resume(keras.callbacks.Callback):
         if data is not None and not (isinstance(data, EpochData) and isinstance(data, keras.utils.PyDataset)):
             raise TypeError(
                 "`data` must be an OrderedDataset, an EpochPipeline or another PyDataset with the methods of "
-                f"nnopt.data.EpochData. Received: data={short(data)} (of type {type(data).__name__})"
+                f"nnopt.data.EpochData. Received: data={shown(data)} (of type {type(data).__name__})"
             )
         self.data = data
         if save_freq != "epoch":

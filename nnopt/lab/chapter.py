@@ -4,6 +4,7 @@ import contextlib
 
 import keras
 
+from nnopt import _backend
 from nnopt.checks import check_integer
 from nnopt.lab import plots
 
@@ -19,8 +20,6 @@ def open_chapter(threads=1):
     check_integer("threads", threads, at_least=1)
     plots.use_style()
     if keras.backend.backend() == "tensorflow":
-        import tensorflow
-
         # Too late where something has been computed: the chapter then runs on the threads that there are.
         with contextlib.suppress(RuntimeError):
-            tensorflow.config.threading.set_intra_op_parallelism_threads(threads)
+            _backend.threads(threads)

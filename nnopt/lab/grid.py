@@ -1,24 +1,20 @@
 """Every setting of a grid with several seeds: the runs, where they are trained, and their learning curves as arrays."""
 
-import contextlib
 import functools
 import itertools
 import pickle
-import random
 import re
-import threading
 
-import keras
 import numpy as np
 from tqdm import tqdm
 
-from nnopt import _keras, _state
-from nnopt.checks import check_choice, check_integer
+from nnopt import _backend
+from nnopt._state import seeded
+from nnopt.checks import check_callable, check_choice, check_integer, check_seeds, identity, shown
 
 _HELD_OUT = ("train_", "val_", "test_")
 _SMALLER_IS_BETTER = r"\b(loss|errors?|(cross)?entropy|nats|perplexity|divergence|hinge|poisson|r?mse|mae|mape|msle)\b"
 _LARGER_IS_BETTER = r"\b(acc|accuracy|auc|precision|recall|f1|fbeta|iou|dice|r2|bleu|sensitivity|specificity)\b"
-_one_at_a_time = threading.RLock()  # the random states that a run seeds are the whole process's
 
 
 def run_grid(train, grid=None, seeds=range(5), *, processes=1, progress=True):
@@ -65,58 +61,37 @@ def run_grid(train, grid=None, seeds=range(5), *, processes=1, progress=True):
     tasks = [(setting, seed) for _, setting, seed in runs]
     curves = []
     with tqdm(total=len(runs), unit="run", desc="run_grid", disable=not progress or None) as bar:
-        trained = _one_after_the_other(train, tasks) if processes == 1 else _side_by_side(train, tasks, processes)
+        one_by_one = (_seeded(train, *task) for task in tasks)
+        trained = one_by_one if processes == 1 else _side_by_side(train, tasks, processes)
         for description, one in zip(descriptions, trained):
             curves.append(_checked_curves(one, description, curves))
             bar.update()
     return SweepResult(descriptions, *joined(curves))
 
 
-def _one_after_the_other(train, tasks):
-    for setting, seed in tasks:
-        with seeded(seed):
-            curves = train(dict(setting), seed)
-        yield curves
+def _seeded(train, setting, seed):
+    with seeded(seed):
+        return train(dict(setting), seed)
 
 
 def _side_by_side(train, tasks, processes):
     # Not threads: the random states are the process's. Not fork: TensorFlow hangs in it.
-    # cloudpickle, since a notebook's functions are in no module that another process could import.
     import cloudpickle
     from joblib import Parallel, delayed
 
-    function, threads = cloudpickle.dumps(train), _threads()
-    calls = (delayed(_in_a_process)(function, threads, cloudpickle.dumps(task)) for task in tasks)
-    return Parallel(n_jobs=processes, return_as="generator", batch_size=1, pre_dispatch="2 * n_jobs")(calls)
+    function, threads = cloudpickle.dumps(train), _backend.threads()
+    calls = (delayed(_in_a_process)(function, threads, *task) for task in tasks)
+    return Parallel(processes, return_as="generator", batch_size=1, max_nbytes=None)(calls)
 
 
-def _in_a_process(function, threads, task):
-    train = _loaded(function, threads)
-    (curves,) = _one_after_the_other(train, [pickle.loads(task)])
-    return curves
+def _in_a_process(function, threads, setting, seed):
+    return _seeded(_loaded(function, threads), setting, seed)
 
 
-@functools.lru_cache(maxsize=1)  # once in each process
+@functools.lru_cache(maxsize=1)  # once in each process, where what `train` keeps outside itself then stays
 def _loaded(function, threads):
-    _threads(threads)  # sums over other numbers of threads have other last bits
+    _backend.threads(threads)  # sums over other numbers of threads have other last bits
     return pickle.loads(function)
-
-
-def _threads(number=None):
-    """Returns how many threads the backend's operations were told to use, 0 for its own choice; sets it if given."""
-    if keras.backend.backend() == "tensorflow":
-        from tensorflow import config
-
-        if number is not None:
-            config.threading.set_intra_op_parallelism_threads(number)
-        return config.threading.get_intra_op_parallelism_threads()
-    if keras.backend.backend() == "torch":
-        import torch
-
-        if number is not None:
-            torch.set_num_threads(number)
-        return torch.get_num_threads()
-    return None
 
 
 def _checked_curves(curves, description, others):
@@ -252,25 +227,6 @@ def _larger_is_better(metric, mode):
     return bool(larger)
 
 
-@contextlib.contextmanager
-def seeded(seed):
-    """Begins as after `keras.utils.set_random_seed(seed)` and puts the random states back; one thread at a time."""
-    with _one_at_a_time, _state.preserved_random_state():
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        _keras.set_global_seed_generator(None)
-        # Not Keras' function itself: on JAX it would load TensorFlow for this.
-        if keras.backend.backend() == "tensorflow":
-            import tensorflow
-
-            tensorflow.random.set_seed(seed)
-        elif keras.backend.backend() == "torch":
-            import torch
-
-            torch.manual_seed(seed)
-        yield
-
-
 def settings_of(grid):
     """Returns the list of (labels, setting), two dicts of equal keys, of a grid or a list of grids."""
     grids = [{}] if grid is None else [grid] if isinstance(grid, dict) else grid
@@ -296,43 +252,3 @@ def _choices(name, values):
     if not pairs:
         raise ValueError(f"`grid` must hold at least one value for each argument. Received: {name}={shown(values)}")
     return pairs
-
-
-def check_seeds(seeds):
-    """Returns the seeds as a list of distinct integers >= 0."""
-    if isinstance(seeds, (str, dict)) or not hasattr(seeds, "__iter__") or np.ndim(seeds) == 0:
-        raise TypeError(f"`seeds` must be a list or range of integers. Received: seeds={shown(seeds)}")
-    seeds = [check_integer("seeds", seed, at_least=0) for seed in seeds]
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"`seeds` must hold at least one integer, none of them twice. Received: seeds={seeds!r}")
-    return seeds
-
-
-def check_callable(name, value):
-    """Returns the value if it can be called."""
-    if not callable(value):
-        raise TypeError(f"`{name}` must be a class or a function. Received: {name}={shown(value)}")
-    return value
-
-
-def identity(value):
-    """Returns what is equal for two values that mean the same: their contents, or the object itself.
-
-    Not `repr`, which abbreviates long arrays and says of many an object only its class.
-    """
-    if isinstance(value, dict):
-        return "dict", *((name, identity(one)) for name, one in value.items())
-    if isinstance(value, (list, tuple)):
-        return type(value).__name__, *map(identity, value)
-    if isinstance(value, np.ndarray) and value.dtype != object:
-        return value.shape, value.dtype.str, value.tobytes()
-    plain = value is None or isinstance(value, (bool, int, float, str, bytes, np.generic))
-    return type(value).__name__, value if plain else id(value)
-
-
-def shown(value):
-    """Returns a value as an error message shows it: an array by its shape, anything long by its beginning."""
-    if hasattr(value, "shape"):
-        return f"array of shape {tuple(value.shape)}"
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:60]}... (of type {type(value).__name__})"

@@ -1,16 +1,15 @@
 """Many networks of one shape as one: their weights stacked on a first axis, trained in one compiled loop."""
 
-import contextlib
-import functools
-import logging
 import math
 
 import keras
 import numpy as np
-from keras import layers, ops
+from keras import ops
 
 import nnopt.optimizers
 from nnopt import _keras
+from nnopt._gradients import value_and_gradients
+from nnopt._patches import multiply_patches
 
 # Optimizers whose update works entry by entry: applied to stacked weights, one is as many independent optimizers as
 # there are runs.
@@ -153,38 +152,6 @@ def _stacked_optimizer(optimizers, numbers):
     return stacked
 
 
-def _multiply_patches(model):
-    """Lets the convolutions of a network multiply matrices of patches: over stacked kernels much faster than a loop."""
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            _multiply_patches(layer)
-        plain = type(layer) in (layers.Conv1D, layers.Conv2D) and layer.groups == 1 and layer.padding != "causal"
-        if plain and layer.data_format == "channels_last":
-            layer.convolution_op = functools.partial(_patch_product, layer)
-
-
-def _patch_product(layer, inputs, kernel):
-    """The convolution of a Conv1D or Conv2D layer as one product: (positions, patch) times (patch, filters)."""
-    lengths = layer.compute_output_shape(inputs.shape)[1:-1]
-    axes = list(zip(layer.kernel_size, layer.dilation_rate, layer.strides, lengths, inputs.shape[1:-1]))
-    if layer.padding == "same":
-        missing = [
-            max((positions - 1) * stride + (size - 1) * dilation + 1 - length, 0)
-            for size, dilation, stride, positions, length in axes
-        ]
-        inputs = ops.pad(inputs, [(0, 0), *((one // 2, one - one // 2) for one in missing), (0, 0)])
-    shifted = []
-    for offsets in np.ndindex(*layer.kernel_size):
-        cuts = [
-            slice(offset * dilation, offset * dilation + (positions - 1) * stride + 1, stride)
-            for offset, (_, dilation, stride, positions, _) in zip(offsets, axes)
-        ]
-        shifted.append(inputs[(slice(None), *cuts)])
-    patches = ops.concatenate(shifted, axis=-1)  # (batch, ..., size * channels)
-    product = ops.matmul(ops.reshape(patches, (-1, patches.shape[-1])), ops.reshape(kernel, (-1, kernel.shape[-1])))
-    return ops.reshape(product, (-1, *lengths, kernel.shape[-1]))
-
-
 class _Stack:
     """The runs of one network: all weights as one matrix (runs, entries), and the step that trains all rows.
 
@@ -206,7 +173,7 @@ class _Stack:
         self.model, self.runs = template, len(initial)
         self.loss, self.metrics, self.own_data = loss, metrics, own_data
         self.names = ["loss"] + [name for name, _ in metrics]
-        _multiply_patches(template)
+        multiply_patches(template)
         self.layout = {}  # (dtype, decays, ...) -> numbers of the variables
         for number, variable in enumerate(template.trainable_variables):
             key = variable.dtype, _keras.decays(optimizers[0], variable), 0 if self.joins else number
@@ -286,24 +253,16 @@ class _Stack:
     def _values(self):
         return [[variable.value for variable in variables] for variables in (self.parameters, self.state)]
 
-    def _batch(self, data, rows):
-        """Returns x and y of the rows (runs, batch) as arrays (runs, batch, ...)."""
-        return keras.tree.map_structure(lambda array: ops.take(array, rows, axis=0), data)
+    def _slopes(self, parameters, state, data, rows):
+        """Returns what `_scores` gives on the rows (runs, batch) of the training data, and the gradients."""
+        x, y = keras.tree.map_structure(lambda array: ops.take(array, rows, axis=0), data)  # (runs, batch, ...)
 
+        def loss(parameters):
+            scores, new_state = self._scores(parameters, state, x, y, training=True)
+            return ops.sum(scores[0]), (scores, new_state)  # the runs are independent: its gradient is each one's own
 
-@contextlib.contextmanager
-def quiet_tensorflow():
-    """Holds back TensorFlow's notes that it maps some operations (dropout's) by a loop, and that it traces often.
-
-    Each network of a sweep is traced once, as it must be.
-    """
-    logger = logging.getLogger("tensorflow")
-    level = logger.level
-    logger.setLevel("ERROR")
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+        (_, scores_and_state), gradients = value_and_gradients(loss, parameters)
+        return scores_and_state, gradients
 
 
 class _TensorFlowStack(_Stack):
@@ -323,12 +282,7 @@ class _TensorFlowStack(_Stack):
         import tensorflow
 
         def step(number, total):
-            x, y = self._batch((self.x, self.y), rows[number])
-            parameters, state = self._values()
-            with tensorflow.GradientTape() as tape:
-                scores, state = self._scores(parameters, state, x, y, training=True)
-                loss = scores[0]
-            gradients = tape.gradient(loss, parameters, unconnected_gradients="zero")
+            (scores, state), gradients = self._slopes(*self._values(), (self.x, self.y), rows[number])
             self.optimizer.take({name: table[number] for name, table in numbers.items()})
             self.optimizer.apply(gradients, self.parameters)
             for variable, value in zip(self.state, state):
@@ -371,15 +325,10 @@ class _JaxStack(_Stack):
     def _train(self, values, data, rows, numbers):
         import jax
 
-        def loss(parameters, state, x, y):
-            scores, state = self._scores(parameters, state, x, y, training=True)
-            return ops.sum(scores[0]), (scores, state)  # the runs are independent: the sum's gradient is each one's own
-
         def step(values, rows_and_numbers):
             parameters, state, of_optimizer = values
             rows, numbers = rows_and_numbers
-            x, y = self._batch(data, rows)
-            gradients, (scores, state) = jax.grad(loss, has_aux=True)(parameters, state, x, y)
+            (scores, state), gradients = self._slopes(parameters, state, data, rows)
             self.optimizer.take(numbers)
             parameters, of_optimizer = self.optimizer.stateless_apply(of_optimizer, gradients, parameters)
             return [parameters, state, of_optimizer], scores

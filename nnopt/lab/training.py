@@ -16,10 +16,12 @@ from keras import ops
 from tqdm import tqdm
 
 from nnopt import _keras
-from nnopt.checks import check_boolean, check_choice, check_integer
+from nnopt._backend import quiet_tensorflow
+from nnopt._state import seeded
+from nnopt.checks import check_boolean, check_callable, check_choice, check_integer, check_seeds, identity, shown
 from nnopt.data.ordered import epoch_order
 from nnopt.lab import stack
-from nnopt.lab.grid import SweepResult, check_callable, check_seeds, identity, joined, seeded, settings_of, shown
+from nnopt.lab.grid import SweepResult, joined, settings_of
 
 _PREFIXES = {"train": "train_", "validation": "val_", "test": "test_"}
 
@@ -108,7 +110,7 @@ def sweep(
     stacked = check_boolean("stacked", stacked) and keras.backend.backend() in stack.STACKS
     runs, groups = plan.runs(settings_of(grid), stacked)
     with (
-        stack.quiet_tensorflow(),
+        quiet_tensorflow(),
         tqdm(total=len(runs) * plan.epochs, unit="epoch", desc="sweep", disable=not progress or None) as bar,
     ):
         for group in groups:

@@ -1,6 +1,6 @@
 """Two networks that train each other: a generator of samples, and a discriminator that tells them from real ones.
 
-The training step is written once, without side effects, for the three backends; only the gradient is the backend's own.
+The training step is written once, without side effects, for the three backends.
 """
 
 import math
@@ -8,6 +8,8 @@ import math
 import keras
 from keras import ops
 
+from nnopt._gradients import value_and_gradients
+from nnopt._keras import inner_optimizer
 from nnopt.checks import check_choice, check_integer
 from nnopt.models._common import check_activation, check_seed, check_sizes, derived_seeds
 from nnopt.models.feedforward import mlp
@@ -296,7 +298,7 @@ class AdversarialNetwork(keras.Model):
             return loss * scale, (loss, state)
 
         variables = network.trainable_variables
-        gradients, (loss, state) = _gradients(scaled, _values(variables))
+        (_, (loss, state)), gradients = value_and_gradients(scaled, _values(variables))
         norm = ops.sqrt(sum(ops.sum(ops.square(ops.cast(gradient, "float32"))) for gradient in gradients)) / scale
         for variable, value in zip(network.non_trainable_variables, state):
             variable.assign(value)
@@ -361,29 +363,6 @@ def _values(variables):
     return [ops.copy(variable) for variable in variables]
 
 
-def _gradients(function, weights):
-    """Returns the gradient of a function's first value by the weights, and the function's second value."""
-    backend = keras.backend.backend()
-    if backend == "jax":
-        import jax
-
-        return jax.grad(function, has_aux=True)(weights)
-    if backend == "tensorflow":
-        import tensorflow as tf
-
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(weights)
-            loss, others = function(weights)
-        gradients = tape.gradient(loss, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-        return [tf.convert_to_tensor(gradient) for gradient in gradients], others
-    import torch
-
-    weights = [weight.detach().requires_grad_() for weight in weights]
-    loss, others = function(weights)
-    gradients = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
-    return list(gradients), keras.tree.map_structure(torch.Tensor.detach, others)
-
-
 def _apply(optimizer, gradients, variables):
     if keras.backend.backend() != "jax":
         optimizer.apply(gradients, variables)
@@ -404,9 +383,7 @@ def _stateless(step, parts, state, data):
 
 def _prepared(name, optimizer, network):
     """Returns an optimizer with variables for one network, with a loss scale where it computes in float16."""
-    inner = optimizer
-    while hasattr(inner, "inner_optimizer"):
-        inner = inner.inner_optimizer
+    inner = inner_optimizer(optimizer)
     if inner.use_ema:
         raise ValueError(
             f"`{name}` must have use_ema=False: Keras would put its averages into both networks. "
