@@ -31,6 +31,15 @@ SETS = {
     "imagenet2012": "ImageNet (Russakovsky et al. 2015): 1,331,167 labelled pictures; for research, by registration",
 }
 PICTURES = {"imagenette": 0.1, "imagenet2012": 0.01}  # share of the training pictures for validation
+# What to do where TFDS cannot prepare a data set.
+ADVICE = {
+    "cifar10": "Run it once with a network, or set NNOPT_DATA to a folder with cifar10_jpeg.tar.xz.",
+    "cifar100": "Run it once with a network.",
+    "fashion_mnist": "Run it once with a network, or install Debian's package dataset-fashion-mnist.",
+    "imagenette": "Run it once with a network.",
+    "imagenet2012": "Put ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, from image-net.org after registration, "
+    "into the folder downloads/manual there.",
+}
 FASHION = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
@@ -234,9 +243,13 @@ def _from_tfds(name):
     with _tfds(name) as tfds:
         _hide_accelerators()
         parts, info = tfds.load(name, split=["train", "test"], batch_size=1000, as_supervised=True, with_info=True)
-        columns = [zip(*tfds.as_numpy(part)) for part in parts]
-        (x, y), test = [tuple(np.concatenate(batches) for batches in pair) for pair in columns]
-    return (x, y.astype("int32")), (test[0], test[1].astype("int32")), tuple(info.features["label"].names), f"from TFDS {info.full_name}"
+        train, test = (_joined(tfds.as_numpy(part)) for part in parts)
+    return train, test, tuple(info.features["label"].names), f"from TFDS {info.full_name}"
+
+
+def _joined(batches):
+    x, y = map(np.concatenate, zip(*batches))
+    return x, y.astype("int32")
 
 
 def _pictures(name, seed):
@@ -265,13 +278,10 @@ def _tfds(name):
     try:
         yield tfds
     except Exception as error:  # of its own, of requests, of the file system, of a proxy
-        copies = {"cifar10": " Or set NNOPT_DATA to a folder with cifar10_jpeg.tar.xz.",
-                  "fashion_mnist": " Or install Debian's package dataset-fashion-mnist."}  # fmt: skip
         reason = " ".join(str(error).split()) or type(error).__name__
         raise FileNotFoundError(
             f"The data set {name!r} is not on this machine, and tensorflow-datasets cannot prepare it in "
-            f"{os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')}: {reason[:200]}. Run it once with a network."
-            f"{copies.get(name, '')}"
+            f"{os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')}: {reason[:200]}. {ADVICE[name]}"
         ) from error
 
 

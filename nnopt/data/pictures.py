@@ -90,12 +90,13 @@ class PictureBatches(EpochPipeline):
         self.image_size = check_integer("image_size", image_size, at_least=1)
         self.batch_size = check_integer("batch_size", batch_size, at_least=1)
         self.seed = seed if seed is None else check_integer("seed", seed, at_least=0)
+        self.reader = "tf.data" if keras.backend.backend() == "tensorflow" else "grain"
         super().__init__(
             self.batches,
             steps_per_epoch=-(-len(part) // self.batch_size),
             fingerprint={
                 "examples": len(part), "image_size": self.image_size, "batch_size": self.batch_size, "seed": self.seed,
-                "pipeline": "tf.data" if keras.backend.backend() == "tensorflow" else "grain",
+                "reader": self.reader,
             },
         )  # fmt: skip
 
@@ -105,9 +106,9 @@ class PictureBatches(EpochPipeline):
         start = check_integer("start", start, at_least=0)
         order = np.arange(len(self.part)) if self.seed is None else epoch_order(len(self.part), self.seed, epoch)
         rows = order[start * self.batch_size :]
-        road = _by_tensorflow if keras.backend.backend() == "tensorflow" else _by_grain
         key = None if self.seed is None else (self.seed, epoch)
-        return road(self.part, rows, self.image_size, self.batch_size, key) if len(rows) else iter(())
+        read = READERS[self.reader]
+        return read(self.part, rows, self.image_size, self.batch_size, key) if len(rows) else iter(())
 
 
 def _by_tensorflow(part, rows, image_size, batch_size, key):
@@ -173,6 +174,9 @@ def _by_grain(part, rows, image_size, batch_size, key):
     # Threads, as Pillow decodes outside Python's lock. They read ahead by single pictures, which takes little memory.
     options = grain.ReadOptions(num_threads=os.cpu_count() or 1, prefetch_buffer_size=2 * batch_size)
     return iter(grain.MapDataset.source(rows).map(decode).to_iter_dataset(options).batch(batch_size))
+
+
+READERS = {"tf.data": _by_tensorflow, "grain": _by_grain}
 
 
 def _cropped(encoded, image_size, random):
@@ -285,8 +289,8 @@ def _square(image, image_size):
     if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip at 255
         image = Image.fromarray((np.clip(np.asarray(image, "int64"), 0, 2**16 - 1) >> 8).astype("uint8"))
     image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    box = centre_box(*image.size, share=1)
-    image = image.resize((image_size, image_size), Image.Resampling.BILINEAR, box=box)
+    image = image.crop(centre_box(*image.size, share=1))
+    image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
     if image.mode == "RGBA":
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
