@@ -51,7 +51,7 @@ class ImageRecipe(Recipe):
         label_smoothing: Share of each target that is spread over all classes, in [0, 1).
         precision: "float32", or "mixed_bfloat16", which GPUs since 2020 compute several times as fast.
         jit_compile: Whether TensorFlow compiles the training step by XLA; "auto" measures both on a processor. JAX
-            always compiles.
+            always compiles, torch never.
         seed: Integer >= 0 that decides the first weights, the order of the images and the augmentation.
 
     Raises:

@@ -203,18 +203,21 @@ def dtype_policy(name):
 
 
 def choose_jit(wanted, devices, build, train, steps=3):
-    """Returns `jit_compile` for a run; "auto" is decided on TensorFlow by the seconds of a step with and without.
+    """Returns what a run gives to `compile` as `jit_compile`; "auto" is decided by the time of a step with and without.
 
-    On a processor XLA helps some networks and slows others. On an accelerator it is taken, under a strategy not.
+    On a processor TensorFlow's XLA helps some networks and slows others. On an accelerator it is taken, under a
+    strategy not. The other backends are left their own choice: to JAX, False would mean no compilation at all.
 
     Args:
-        wanted: True, False or "auto".
+        wanted: True, False or "auto": what the recipe says.
         devices: The run's `Devices`.
         build: Function of `jit_compile` that returns a compiled model.
         train: EpochData to take a batch from.
         steps: Steps that are timed, after one that compiles.
     """
-    if wanted != "auto" or keras.backend.backend() != "tensorflow":
+    if keras.backend.backend() != "tensorflow":
+        return "auto"
+    if wanted != "auto":
         return wanted
     import tensorflow as tf
 
