@@ -161,7 +161,6 @@ def test_a_plan_decides_only_what_it_names_once_and_on_its_own_blocks(book):
     made.decide("LR-1", *RUNS[:, :2])
     with pytest.raises(ValueError, match="`name`"):
         made.decide("LR-1", *RUNS[:, :2])
-    assert made.exploratory("LR-9", *RUNS).marks[0] == "exploratory"
 
 
 class Curves:

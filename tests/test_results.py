@@ -67,4 +67,3 @@ def test_a_ledger_keeps_what_a_chapter_without_a_plan_found():
 def test_figures_go_where_the_environment_says(tmp_path, monkeypatch):
     monkeypatch.setenv("NNOPT_FIGURES", str(tmp_path / "new"))
     assert figures_folder() == tmp_path / "new"
-    assert (tmp_path / "new").is_dir()

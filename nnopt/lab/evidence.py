@@ -95,7 +95,6 @@ class Verdict:
         halves: The words of the two halves of the grid, where they were tried.
         marks: What a reader must know beside the word.
         note: Why a row is not testable; how an identity was measured.
-        chapter, plan, digest, scope: Where the row comes from: `Plan` fills them in.
         book: In a quick run, what the book recorded.
     """
 
@@ -112,10 +111,6 @@ class Verdict:
     halves: tuple = ()
     marks: tuple = ()
     note: str = ""
-    chapter: str = ""
-    plan: str = ""
-    digest: str = ""
-    scope: str = ""
     book: str | None = None
 
     @property
@@ -164,10 +159,9 @@ class Verdict:
         return f"claimed {'<' if less else '>'} {_in_words(claim, claim.margin) if claim.margin else 0}"
 
     def _counts(self):
-        text = f"{_count(len(self.values), 'block')} of {_count(self.seeds, 'seed')}"
-        if self.note:
-            text += f"; {self.note}"
-        return text + (f"; about {self.needed:,} blocks would decide" if self.needed else "")
+        runs = f"{_count(len(self.values), 'block')} of {_count(self.seeds, 'seed')}"
+        needed = f"about {self.needed:,} blocks would decide" if self.needed else ""
+        return "; ".join(part for part in (runs, self.note, needed) if part)
 
 
 def decide(claim, treatment, control, *, thinned=(), resplit=None):
@@ -248,11 +242,10 @@ def compare(treatment, control, *, claim, method="t", **options):
     ('inconclusive', 0.53)
     """
     row = Claim(claim, **options)
-    treatment, control = np.asarray(treatment, "float64"), np.asarray(control, "float64")
-    if treatment.ndim == 1 and control.ndim == 1:
-        treatment, control = treatment[:, None], control[:, None]
+    sides = [np.asarray(side, "float64") for side in (treatment, control)]
+    sides = [side[:, None] if side.ndim == 1 else side for side in sides]
     by_shares = check_choice("method", method, ("t", "share")) == "share"
-    verdict = _decide_by_shares(row, treatment, control) if by_shares else decide(row, treatment, control)
+    verdict = _decide_by_shares(row, *sides) if by_shares else decide(row, *sides)
     return dataclasses.replace(verdict, marks=("exploratory", *verdict.marks))
 
 
@@ -387,9 +380,8 @@ def _decide_by_failures(verdict, treatment, control):
     if np.ptp(by_block) > 0:
         other = stats.ttest_1samp(by_block, 0).confidence_interval(LEVEL)
         low, high = min(low, other.low), max(high, other.high)
-    word = "refuted" if low > 0 else "supported" if high < 0 else "inconclusive"
-    if verdict.claim.direction == "within" and word == "supported":
-        word = "refuted"
+    fewer = "refuted" if verdict.claim.direction == "within" else "supported"
+    word = "refuted" if low > 0 else fewer if high < 0 else "inconclusive"
     only = int(np.sum(treatment & ~control)), int(np.sum(control & ~treatment))
     p = stats.binomtest(only[0], sum(only)).pvalue if sum(only) else 1.0  # McNemar's exact test
     marks = (*verdict.marks, "by failed runs")
@@ -408,16 +400,16 @@ def _decide_by_shares(claim, treatment, control):
 
 def _share_interval(treatment, control, level=LEVEL):
     """Returns Newcombe's interval for the difference of two paired shares, from outcomes 0 or 1."""
-    treatment, control, pairs = treatment.astype("float64").ravel(), control.astype("float64").ravel(), treatment.size
+    treatment, control, pairs = treatment.astype("float64"), control.astype("float64"), treatment.size
     (share_1, low_1, high_1), (share_2, low_2, high_2) = (
         (np.mean(side), *stats.binomtest(int(side.sum()), pairs).proportion_ci(level, method="wilson"))
         for side in (treatment, control)
     )
-    both, neither = np.sum(treatment * control), np.sum((1 - treatment) * (1 - control))
-    product = both * neither - np.sum(treatment * (1 - control)) * np.sum((1 - treatment) * control)
-    product = max(product - pairs / 2, 0) if product > 0 else product
-    spread = pairs**2 * np.sqrt(share_1 * (1 - share_1) * share_2 * (1 - share_2))
-    correlation = product / spread if spread else 0.0
+    covariance = np.mean(treatment * control) - share_1 * share_2
+    if covariance > 0:
+        covariance = max(covariance - 1 / (2 * pairs), 0)  # Yates' correction
+    spread = np.sqrt(share_1 * (1 - share_1) * share_2 * (1 - share_2))
+    correlation = covariance / spread if spread else 0.0
 
     def length(one, other):
         return np.sqrt(one**2 - 2 * correlation * one * other + other**2)
@@ -427,8 +419,6 @@ def _share_interval(treatment, control, level=LEVEL):
 
 
 def _checked_on_halves(verdict, halves):
-    if not halves:
-        return verdict
     verdict = dataclasses.replace(verdict, halves=tuple(half.word for half in halves))
     if verdict.word not in ("supported", "refuted"):
         return verdict

@@ -56,17 +56,14 @@ def run_grid(train, grid=None, seeds=range(5), *, processes=1, progress=True):
     check_callable("train", train)
     seeds = check_seeds(seeds)
     check_integer("processes", processes, at_least=1)
-    runs = [(labels, setting, seed) for labels, setting in settings_of(grid) for seed in seeds]
-    descriptions = [{**labels, "seed": seed} for labels, _, seed in runs]
-    tasks = [(setting, seed) for _, setting, seed in runs]
+    runs = [({**labels, "seed": seed}, (setting, seed)) for labels, setting in settings_of(grid) for seed in seeds]
+    descriptions, tasks = zip(*runs)
+    one_by_one = (_seeded(train, *task) for task in tasks)
+    trained = one_by_one if processes == 1 else _side_by_side(train, tasks, processes)
     curves = []
-    with tqdm(total=len(runs), unit="run", desc="run_grid", disable=not progress or None) as bar:
-        one_by_one = (_seeded(train, *task) for task in tasks)
-        trained = one_by_one if processes == 1 else _side_by_side(train, tasks, processes)
-        for description, one in zip(descriptions, trained):
-            curves.append(_checked_curves(one, description, curves))
-            bar.update()
-    return SweepResult(descriptions, *joined(curves))
+    for description in tqdm(descriptions, unit="run", desc="run_grid", disable=not progress or None):
+        curves.append(_checked_curves(next(trained), description, curves))
+    return SweepResult(list(descriptions), *joined(curves))
 
 
 def _seeded(train, setting, seed):
@@ -154,7 +151,9 @@ class SweepResult:
 
     def final(self, metric="val_loss"):
         """Returns the values after the last epoch, array (runs,); NaN where a run diverged."""
-        return self._curves(metric)[:, -1].copy()
+        if metric not in self.history:
+            raise ValueError(f"`metric` must be one of {', '.join(self.history)}. Received: metric={metric!r}")
+        return self.history[metric][:, -1].copy()
 
     def select(self, **entries):
         """Returns the result of those runs whose description has these entries, in the same order.
@@ -164,12 +163,9 @@ class SweepResult:
         Raises:
             ValueError: No run has these entries.
         """
-        kept = [
-            number
-            for number, run in enumerate(self.runs)
-            if all(name in run and _equal(run[name], value) for name, value in entries.items())
-        ]
-        if not kept:
+        fits = [all(name in run and _equal(run[name], value) for name, value in entries.items()) for run in self.runs]
+        kept = np.flatnonzero(fits)
+        if not kept.size:
             raise ValueError(f"No run has these entries. Received: {shown(entries)}")
         history = {name: curves[kept] for name, curves in self.history.items()}
         trained = self._trained and [self._trained[number] for number in kept]
@@ -188,7 +184,7 @@ class SweepResult:
         Raises:
             ValueError: Every setting has a diverged run, or the name says nothing and `mode` is None.
         """
-        largest = _larger_is_better(metric, mode)
+        largest = larger_is_better(metric, mode)
         means = np.array([self.select(**setting).final(metric).mean() for setting in self.settings])
         if np.isnan(means).all():
             raise ValueError(f"Every setting has a diverged run: none is best. Received: metric={metric!r}")
@@ -207,17 +203,13 @@ class SweepResult:
             raise ValueError("`run_grid` keeps no networks: let `train` save what you need of them")
         return self._trained[check_integer("run", run, at_least=0, at_most=len(self) - 1)]
 
-    def _curves(self, metric):
-        if metric not in self.history:
-            raise ValueError(f"`metric` must be one of {', '.join(self.history)}. Received: metric={metric!r}")
-        return self.history[metric]
-
 
 def _equal(one, other):
     return identity(one) == identity(other) or np.array_equal(one, other)
 
 
-def _larger_is_better(metric, mode):
+def larger_is_better(metric, mode):
+    """Returns whether larger values of a metric are better, by `mode` or, where it is None, by the metric's name."""
     if mode is not None:
         return check_choice("mode", mode, ("min", "max")) == "max"
     words = metric.lower().replace("_", " ")

@@ -10,9 +10,10 @@ import sys
 import numpy as np
 from tqdm import tqdm
 
-from nnopt.checks import check_choice, check_integer, check_number
+from nnopt.checks import check_integer, check_number
 from nnopt.lab import evidence, results
 from nnopt.lab.evidence import LEAST_BLOCKS, Claim
+from nnopt.lab.grid import larger_is_better
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,10 +113,6 @@ class Plan:
         """Returns the verdict on a planned identity; see `evidence.exact`."""
         return self._keep(evidence.exact(actual, expected, claim=self._claim(name, exact=True), relative=relative))
 
-    def exploratory(self, name, treatment, control, **options):
-        """Returns a verdict that was not planned: it is marked so and not recorded; see `evidence.compare`."""
-        return evidence.compare(treatment, control, claim=name, **options)
-
     def close(self):
         """Prints a line for each claim; in the full run records the rows and the raw pairs.
 
@@ -123,18 +120,15 @@ class Plan:
             ValueError: In the full run, a planned claim was not decided, or a row that an earlier plan recorded is
                 missing from this one: a row once planned stays, whatever it says.
         """
-        if self.full:
-            if missing := [name for name in self.claims if name not in self._decided]:
-                raise ValueError(f"Every planned claim must be decided. Received: none of {', '.join(missing)}")
-            check_rows_stay(self._book.values(), self.claims)
+        if self.full and (missing := [name for name in self.claims if name not in self._decided]):
+            raise ValueError(f"Every planned claim must be decided. Received: none of {', '.join(missing)}")
         for name, verdict in self._decided.items():
             word = verdict.word if self.full or verdict.claim.exact else self._book.get(name, {}).get("word")
             print(f"{name}: {word}" if word else f"{name}: not recorded yet")
         folder = os.environ.get("NNOPT_RESULTS")
         if self.full or folder:
-            folder = folder or results.book_folder() / "figures" / "results"
-            rows = [results.row_of(verdict) for verdict in self._decided.values()]
-            results.replace_chapter(folder, self.chapter, rows, self._pairs)
+            rows = [results.row_of(verdict, self) for verdict in self._decided.values()]
+            results.replace_chapter(folder or results.book_results(), self.chapter, rows, self._pairs)
 
     def _claim(self, name, exact):
         if name not in self.claims or self.claims[name].exact != exact or name in self._decided:
@@ -144,10 +138,7 @@ class Plan:
 
     def _keep(self, verdict, book=None):
         marks = verdict.marks if self.commit else ("exploratory", *verdict.marks)
-        kept = dataclasses.replace(
-            verdict, marks=marks, chapter=self.chapter, plan=self.commit, digest=self.digest, scope=self.scope
-        )
-        self._decided[verdict.claim.name] = kept
+        kept = self._decided[verdict.claim.name] = dataclasses.replace(verdict, marks=marks)
         return dataclasses.replace(kept, book=book)
 
     def _recorded(self, name):
@@ -158,7 +149,7 @@ class Plan:
         return f"{row['blocks']} blocks: {effect}, {row['word']}"
 
 
-def run_blocks(plan, train, sides, along, metric, mode="min", natural=()):
+def run_blocks(plan, train, sides, along, metric, mode=None, natural=()):
     """Tunes every side of every block on its own seeds, then trains what was chosen on the deciding seeds.
 
     Each side is also tuned on every second value of its grid, both halves, so that a verdict that hangs on the grid
@@ -172,7 +163,7 @@ def run_blocks(plan, train, sides, along, metric, mode="min", natural=()):
             have equally many values there.
         along: Name of the entry that is tuned.
         metric: What is best after the last epoch on the tuning seeds, such as "val_loss".
-        mode: "min" or "max".
+        mode: "min" or "max"; by default what the metric's name says, as in `SweepResult.best`.
         natural: Values that may be chosen although they stand at an end of the grid, such as a dropout of 0.
 
     Returns:
@@ -181,14 +172,14 @@ def run_blocks(plan, train, sides, along, metric, mode="min", natural=()):
     Raises:
         ValueError: In the full run, an optimum at an end of a grid: widen it.
     """
-    check_choice("mode", mode, ("min", "max"))
+    sign = -1 if larger_is_better(metric, mode) else 1
     if len({len(grid[along]) for grid in sides.values()}) != 1:
         sizes = {name: len(grid[along]) for name, grid in sides.items()}
         raise ValueError(f"`sides` must tune over equally many values of `{along}`. Received: {sizes}")
     runs, edges = BlockRuns(sides, along), []
     for block in tqdm(plan.blocks(), desc="tuning", unit="block"):
         runs.tuning.append(train(block, list(sides.values()), block.tuning_seeds, "validation"))
-        picks = {name: _picks(runs.tuning[-1], sides[name], along, metric, mode) for name in sides}
+        picks = {name: _picks(runs.tuning[-1], sides[name], along, metric, sign) for name in sides}
         runs.picked.append(picks)
         for name, pick in picks.items():
             values = list(sides[name][along])
@@ -229,10 +220,6 @@ class BlockRuns:
         """Returns the values after the last epoch, (blocks, seeds)."""
         return np.stack([self.select(side, block, grid).final(metric) for block in range(len(self.deciding))])
 
-    def curves(self, side, metric):
-        """Returns the learning curves, (blocks * seeds, epochs)."""
-        return np.concatenate([self.select(side, block).history[metric] for block in range(len(self.deciding))])
-
     def pair(self, treatment, control, metric):
         """Returns the arguments `treatment`, `control` and `thinned` of `Plan.decide` for two sides."""
         full, *halves = [
@@ -267,12 +254,6 @@ def digest_of(source):
     return hashlib.sha256(source.encode()).hexdigest()[:12]
 
 
-def check_rows_stay(recorded, claims):
-    """Raises ValueError if a row that an earlier plan recorded is not among the claims."""
-    if gone := [row["claim"] for row in recorded if row["plan"] and row["claim"] not in claims]:
-        raise ValueError(f"A row once planned must stay, whatever it says. Received: a plan without {', '.join(gone)}")
-
-
 def _sources_that_ran():
     """Returns the texts of the notebook's cells that have run, as IPython keeps them."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
@@ -284,9 +265,8 @@ def _fixed(grid, along):
     return {name: next(iter(values)) for name, values in grid.items() if name != along}
 
 
-def _picks(result, grid, along, metric, mode):
+def _picks(result, grid, along, metric, sign):
     values, fixed = list(grid[along]), _fixed(grid, along)
-    sign = 1 if mode == "min" else -1
     scores = {value: sign * np.mean(result.select(**fixed, **{along: value}).final(metric)) for value in values}
     scores = {value: np.inf if np.isnan(score) else score for value, score in scores.items()}
     parts = {"all": values, "even": values[0::2], "odd": values[1::2]}

@@ -4,7 +4,6 @@ Call `use_style()` once, draw with matplotlib as usual or with the functions her
 """
 
 import io
-import os
 from pathlib import Path
 
 import matplotlib as mpl
@@ -14,39 +13,19 @@ from PIL import Image
 from scipy import optimize, stats
 
 from nnopt.checks import check_integer, check_number
-from nnopt.lab.results import figures_folder
+from nnopt.lab.results import figures_folder, read, write_whole
 
 # Okabe and Ito 2008, distinct with any colour vision; their yellow is too light for lines on white.
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILLION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#666666"
 CYCLE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK, GREY)
 
-# Methods that appear in one picture stand in one group; a colour serves once in a group.
-GROUPS = {
-    "optimizers": {
-        "full batch": GREY, "sgd": BLACK, "momentum": BLUE, "nesterov": SKY, "rmsprop": GREEN, "adam": VERMILLION,
-        "adamw": ORANGE, "lion": PURPLE,
-    },
-    "further optimizers": {"adam": VERMILLION, "adamw": ORANGE, "lion": PURPLE, "muon": BLUE, "schedule free": GREEN,
-                           "sam": SKY},
-    "schedules": {
-        "constant": BLACK, "step": BLUE, "exponential": GREEN, "cyclical": ORANGE, "one cycle": VERMILLION,
-        "cosine": PURPLE, "warmup": SKY, "range test": GREY,
-    },
-    "cycles": {"constant": BLACK, "triangular": ORANGE, "triangular2": BLUE, "exp range": GREEN},
-    "normalization": {"none": BLACK, "batch": VERMILLION, "layer": BLUE, "group": GREEN},
-    "regularization": {"none": BLACK, "l1": ORANGE, "l2": BLUE, "weight decay": SKY, "dropout": VERMILLION,
-                       "early stopping": GREEN},
-    "pairs": {"without": BLACK, "with": VERMILLION},
-    "networks": {"linear": GREY, "fnn": BLACK, "cnn": BLUE},
-    "depth": {"plain": BLACK, "residual": VERMILLION},
-    "recurrent": {"rnn": BLACK, "gru": BLUE, "lstm": VERMILLION, "transformer": GREEN},
-    "parts": {"train": BLUE, "validation": ORANGE, "test": VERMILLION},
-    "verdicts": {"supported": GREEN, "refuted": VERMILLION, "inconclusive": GREY, "negligible": SKY, "exact": BLUE},
-}  # fmt: skip
 WIDTH = 7.0  # inches: 700 pixels on a page of 100 to the inch
+LABEL_SIZE = 9  # points
 LARGEST_FILE = 100_000  # bytes
 STYLE = Path(__file__).with_name("book.mplstyle")
+# Methods that appear in one picture stand in one group; a colour serves once in a group.
+METHODS = read(Path(__file__).with_name("colors.csv"))
 
 
 def use_style():
@@ -67,7 +46,7 @@ def color(name):
     """Returns the colour that a method has through the whole book.
 
     Args:
-        name: A method in `GROUPS`, such as "adam" or "one-cycle"; case, spaces, "-" and "_" do not matter.
+        name: A method in colors.csv, such as "adam" or "one-cycle"; case, spaces, "-" and "_" do not matter.
 
     Raises:
         ValueError: The method has no colour yet.
@@ -77,9 +56,8 @@ def color(name):
     >>> color("Adam"), color("one-cycle") == color("OneCycle")
     ('#D55E00', True)
     """
-    found = _fixed_color(name)
-    if found is None:
-        known = sorted({method for group in GROUPS.values() for method in group})
+    if not (found := _fixed_color(name)):
+        known = sorted({row["method"] for row in METHODS})
         raise ValueError(f"`name` must be one of {', '.join(known)}. Received: name={name!r}")
     return found
 
@@ -93,7 +71,7 @@ def curves(ax, x, values, label=None, *, color=None, confidence=0.95, **line):
         ax: Axes.
         x: Shape (points,).
         values: Shape (runs, points), or (points,) for a single run without a band.
-        label: Name of the line. That of a method in `GROUPS` gives the line its colour.
+        label: Name of the line. That of a method in colors.csv gives the line its colour.
         color: Colour, if not the method's or the next of the cycle.
         confidence: Level of the band, in (0, 1).
         **line: Passed to `ax.plot`.
@@ -121,8 +99,7 @@ def curves(ax, x, values, label=None, *, color=None, confidence=0.95, **line):
     mean, low, high = mean_interval(values, confidence)
     diverged = int(np.sum(~np.isfinite(values[:, -1])))
     name = f"{label} ({diverged} of {len(values)} diverged)" if diverged and label else label
-    fixed = color or _fixed_color(label)
-    (drawn,) = ax.plot(x, mean, label=name, **({"color": fixed} if fixed else {}), **line)
+    (drawn,) = ax.plot(x, mean, label=name, color=color or _fixed_color(label), **line)
     if len(values) > 1:
         ax.fill_between(x, low, high, color=drawn.get_color(), alpha=0.2, linewidth=0)
     return drawn
@@ -140,25 +117,20 @@ def mean_interval(values, confidence=0.95):
     (2.0, -0.484, 4.484)
     """
     confidence = check_number("confidence", confidence, above=0, below=1)
-    values = np.asarray(values, dtype="float64")  # (runs, points)
-    values = np.where(np.isfinite(values), values, np.nan)
-    runs = np.sum(~np.isnan(values), axis=0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean = np.nansum(values, axis=0) / np.where(runs, runs, np.nan)
-        deviation = np.sqrt(np.nansum((values - mean) ** 2, axis=0) / (runs - 1))
-        half = stats.t.ppf((1 + confidence) / 2, runs - 1) * deviation / np.sqrt(runs)
-    half = np.where(runs > 1, half, 0.0)
+    values = np.ma.masked_invalid(np.asarray(values, dtype="float64"))  # (runs, points)
+    runs, mean = values.count(axis=0), np.ma.filled(values.mean(axis=0), np.nan)
+    half = stats.t.ppf((1 + confidence) / 2, runs - 1) * values.std(axis=0, ddof=1) / np.sqrt(runs)
+    half = np.ma.filled(half, 0.0)
     return mean, mean - half, mean + half
 
 
-def label_lines(ax, fontsize=9):
+def label_lines(ax):
     """Writes each line's label at its end, right of the axes, in the line's colour; near ones are moved apart.
 
     Call it last: later changes of the axes' limits or size would move the lines away from their labels.
 
     Args:
         ax: Axes, whose labelled lines are written (those whose label starts with "_" have none).
-        fontsize: Size of the labels in points.
 
     Returns:
         The labels, from bottom to top.
@@ -175,13 +147,13 @@ def label_lines(ax, fontsize=9):
     ax.figure.draw_without_rendering()  # settles the layout, on which heights in pixels depend
     ends = sorted(((*_end(ax, line), line) for line in lines), key=lambda end: end[1])
     ax.set(xlim=ax.get_xlim(), ylim=ax.get_ylim())
-    gap = 1.25 * fontsize * ax.figure.dpi / 72 / ax.get_window_extent().height
+    gap = 1.25 * LABEL_SIZE * ax.figure.dpi / 72 / ax.get_window_extent().height
     heights = spread([height for _, height, _ in ends], gap)
     labels = []
     for (right, height, line), placed in zip(ends, heights):
         text = ax.annotate(
             line.get_label(), (right, height), (1.03, placed), "axes fraction", "axes fraction",
-            color=_readable(line.get_color()), fontsize=fontsize, va="center", annotation_clip=False,
+            color=_readable(line.get_color()), fontsize=LABEL_SIZE, va="center", annotation_clip=False,
         )  # fmt: skip
         labels.append(text)
         if abs(placed - height) > gap / 4 or right < 0.97:
@@ -191,28 +163,25 @@ def label_lines(ax, fontsize=9):
     return labels
 
 
-def spread(positions, gap, low=0.0, high=1.0):
+def spread(positions, gap):
     """Returns positions at least `gap` apart, in the given order, that lie as near the wanted ones as can be.
 
-    The result minimizes the sum of squared shifts, by pooling neighbours; it stays within `low` ... `high` if it can.
+    The result minimizes the sum of squared shifts, by pooling neighbours; it stays within 0 ... 1 if it can.
 
     Args:
         positions: Wanted positions, ascending.
         gap: Least distance, >= 0.
-        low: Lower end.
-        high: Upper end.
 
     Example:
 
     >>> [round(float(position), 3) for position in spread([0.5, 0.5, 0.9], gap=0.1)]
     [0.45, 0.55, 0.9]
     """
+    if not len(positions):
+        return np.zeros(0)
     offsets = gap * np.arange(len(positions))
-    pooled = (
-        optimize.isotonic_regression(np.asarray(positions, dtype="float64") - offsets).x if len(offsets) else offsets
-    )
-    room = high - low - (offsets[-1] if len(offsets) else 0.0)
-    return np.clip(pooled, low, low + max(room, 0.0)) + offsets
+    pooled = optimize.isotonic_regression(np.asarray(positions, dtype="float64") - offsets).x
+    return np.clip(pooled, 0, max(1 - offsets[-1], 0)) + offsets
 
 
 def small_multiples(count, columns=3, *, height=2.0, share_x=True, share_y=True):
@@ -241,7 +210,7 @@ def small_multiples(count, columns=3, *, height=2.0, share_x=True, share_y=True)
     panels = list(grid.flat)
     for unused in panels[count:]:
         unused.remove()
-    for panel in panels[max(count - columns, 0) : count]:
+    for panel in panels[count - columns : count]:
         panel.xaxis.set_tick_params(labelbottom=True)
     return figure, panels[:count]
 
@@ -291,8 +260,7 @@ def save(figure, name, folder=None):
 
     Returns nothing, so that a notebook's cell may end with it and show the figure alone.
 
-    Where the file would be larger its colours are cut to a palette, then its resolution from 160 to 120 and 100 dots
-    to the inch.
+    Where the file would be larger its colours are cut to a palette of 256, and then of 64.
 
     Args:
         figure: A matplotlib figure.
@@ -308,45 +276,35 @@ def save(figure, name, folder=None):
     >>> figure, ax = plt.subplots()
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     save(figure, "empty", folder)
-    ...     os.listdir(folder)
+    ...     [path.name for path in Path(folder).iterdir()]
     ['empty.png']
     >>> plt.close(figure)
     """
     if not isinstance(name, str) or not name or Path(name).name != name or name.endswith(".png"):
         raise ValueError(f'`name` must be a file name without folder and ".png". Received: name={name!r}')
     folder = figures_folder() if folder is None else Path(folder)
-    for dots in (160, 120, 100):
-        for colors in (None, 256, 96):
-            data = _png(figure, dots, colors)
-            if len(data) < LARGEST_FILE:
-                folder.mkdir(parents=True, exist_ok=True)
-                path, temporary = folder / f"{name}.png", folder / f"{name}.png.tmp"
-                temporary.write_bytes(data)
-                os.replace(temporary, path)
-                return
-    raise ValueError(
-        f"`figure` must fit into {LARGEST_FILE} bytes: draw fewer points, or a smaller figure. "
-        f"Received: {len(data)} bytes at 100 dots to the inch and 96 colours"
-    )
-
-
-def _png(figure, dots, colors):
     drawn = io.BytesIO()
     # Without the name of the software the bytes do not change with its version.
-    figure.savefig(drawn, format="png", dpi=dots, metadata={"Software": None})
-    if colors is None:
-        return drawn.getvalue()
-    reduced = io.BytesIO()
-    with Image.open(drawn) as image:
-        image.convert("RGB").quantize(colors, dither=Image.Dither.NONE).save(reduced, format="png", optimize=True)
-    return reduced.getvalue()
+    figure.savefig(drawn, format="png", dpi=160, metadata={"Software": None})
+    image, data = Image.open(drawn).convert("RGB"), drawn.getvalue()
+    for colors in (256, 64):
+        if len(data) >= LARGEST_FILE:
+            reduced = io.BytesIO()
+            image.quantize(colors, dither=Image.Dither.NONE).save(reduced, format="png", optimize=True)
+            data = reduced.getvalue()
+    if len(data) >= LARGEST_FILE:
+        raise ValueError(
+            f"`figure` must fit into {LARGEST_FILE} bytes: draw fewer points, or a smaller figure. "
+            f"Received: {len(data)} bytes in 64 colours"
+        )
+    write_whole(folder / f"{name}.png", data)
 
 
 def _plain(name):
     return "".join(letter for letter in str(name).lower() if letter not in " -_")
 
 
-_COLORS = {_plain(method): shade for group in GROUPS.values() for method, shade in group.items()}
+_COLORS = {_plain(row["method"]): row["color"] for row in METHODS}
 
 
 def _fixed_color(name):

@@ -1,6 +1,7 @@
 """What the book found, as files: verdicts.csv, pairs.csv and statements.csv in figures/results/."""
 
 import csv
+import io
 import os
 import re
 from pathlib import Path
@@ -33,19 +34,21 @@ def book_folder():
 
 
 def figures_folder():
-    """Returns the folder for figures, made if it is missing: NNOPT_FIGURES if set, else figures/ of the repository."""
-    folder = Path(os.environ.get("NNOPT_FIGURES") or book_folder() / "figures").expanduser().absolute()
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    """Returns the folder for figures: NNOPT_FIGURES if set, else figures/ of the repository."""
+    return Path(os.environ.get("NNOPT_FIGURES") or book_folder() / "figures").expanduser().absolute()
+
+
+def book_results():
+    """Returns the folder of what the book found."""
+    return book_folder() / "figures" / "results"
 
 
 def recorded(folder=None):
     """Returns the rows of verdicts.csv as dicts of strings; those that the book recorded unless `folder` is given."""
     try:
-        folder = book_folder() / "figures" / "results" if folder is None else Path(folder)
+        return read(Path(folder or book_results()) / "verdicts.csv")
     except FileNotFoundError:
         return []
-    return read(folder / "verdicts.csv")
 
 
 def read(path):
@@ -57,32 +60,45 @@ def read(path):
 
 
 def write(path, columns, rows):
-    """Writes rows, sorted by chapter and claim in their natural order, so that the old file or the new one is whole."""
+    """Writes rows, dicts, as a CSV file."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, text.getvalue().encode("utf-8"))
+
+
+def write_whole(path, data):
+    """Writes bytes under another name and renames, so that the old file or the new one is whole; makes the folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        file.flush()
-        os.fsync(file.fileno())
+    temporary.write_bytes(data)
     os.replace(temporary, path)
 
 
 def replace_chapter(folder, chapter, verdicts, pairs):
-    """Puts a chapter's rows in the place of all rows that it had before; rows of other chapters stay."""
+    """Puts a chapter's rows in the place of all rows that it had before; rows of other chapters stay.
+
+    Raises:
+        ValueError: A row that an earlier plan recorded is missing.
+    """
+    claims = {row["claim"] for row in verdicts}
+    before = [row["claim"] for row in recorded(folder) if row["chapter"] == chapter and row["plan"]]
+    if gone := [claim for claim in before if claim not in claims]:
+        raise ValueError(f"A row once planned must stay, whatever it says. Received: a plan without {', '.join(gone)}")
     for name, columns, rows in (("verdicts.csv", VERDICTS, verdicts), ("pairs.csv", PAIRS, pairs)):
         path = Path(folder) / name
         kept = [row for row in read(path) if row["chapter"] != chapter]
         write(path, columns, sorted([*kept, *rows], key=_order))
 
 
-def row_of(verdict):
-    """Returns a `Verdict` as a row of verdicts.csv, its numbers rounded to five digits."""
+def row_of(verdict, plan):
+    """Returns a `Verdict` of a `Plan` as a row of verdicts.csv, its numbers rounded to five digits."""
     claim, corrected = verdict.claim, verdict.corrected or (None, None)
     row = {
         **vars(claim), **vars(verdict), "claim": claim.name, "marks": "; ".join(verdict.marks),
+        "chapter": plan.chapter, "plan": plan.commit, "digest": plan.digest, "scope": plan.scope,
         "halves": "; ".join(verdict.halves), "corrected_low": corrected[0], "corrected_high": corrected[1],
         "blocks": len(verdict.values), "failed_treatment": verdict.failed[0], "failed_control": verdict.failed[1],
         "needed": verdict.needed, "line": str(verdict),
@@ -197,9 +213,9 @@ def _mark_by_holm(lines):
 
 def _order(row):
     """Sorts LR-2 before LR-10, and pairs by block and seed."""
-    parts = re.split(r"(\d+)", f"{row['chapter']} {row['claim']}")
-    natural = [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts if part]
-    return natural, int(row.get("block") or 0), int(row.get("seed") or 0) if "block" in row else 0
+    parts = re.split(r"(\d+)", f"{row['chapter']} {row['claim']}")  # text and digits in turn
+    natural = [int(part) if part.isdigit() else part for part in parts]
+    return natural, int(row.get("block") or 0), int(row.get("seed") or 0)
 
 
 def _text(value, digits=5):

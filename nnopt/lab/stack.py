@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 import nnopt.optimizers
-from nnopt import _keras
+from nnopt import _keras, _state
 from nnopt._gradients import value_and_gradients
 from nnopt._patches import multiply_patches
 
@@ -55,11 +55,6 @@ def variables_of(model):
     return model.trainable_variables, state
 
 
-def arrays_of(model):
-    """Returns the values of `variables_of(model)`, two lists of arrays."""
-    return [[np.array(ops.convert_to_numpy(variable)) for variable in ones] for ones in variables_of(model)]
-
-
 def template_of(networks, x):
     """Builds the network of every seed and compares each with the first, the template of the stack.
 
@@ -77,7 +72,7 @@ def template_of(networks, x):
         template = template or model
         if reason := _why_not_stackable(template, model, keras.tree.map_structure(ops.convert_to_tensor, x)):
             return template, initial, reason
-        initial[seed] = arrays_of(model)
+        initial[seed] = [_state.values(ones) for ones in variables_of(model)]
     return template, initial, None
 
 
@@ -285,8 +280,7 @@ class _TensorFlowStack(_Stack):
             (scores, state), gradients = self._slopes(*self._values(), (self.x, self.y), rows[number])
             self.optimizer.take({name: table[number] for name, table in numbers.items()})
             self.optimizer.apply(gradients, self.parameters)
-            for variable, value in zip(self.state, state):
-                variable.assign(value)
+            _state.assign(self.state, state)
             return number + 1, total + scores
 
         steps = tensorflow.shape(rows)[0]
@@ -315,8 +309,7 @@ class _JaxStack(_Stack):
         values = [[variable.value for variable in variables] for variables in self._all()]
         values, total = self._train_compiled(values, (self.x, self.y), rows, numbers)
         for variables, new in zip(self._all(), values):
-            for variable, value in zip(variables, new):
-                variable.assign(value)
+            _state.assign(variables, new)
         return total
 
     def scores_of(self, x, y):
@@ -353,15 +346,14 @@ class Alone:
         log = self.model.fit(x, y, batch_size=batch_size, shuffle=False, verbose=0).history
         return np.array([log[name] for name in self.names])
 
-    def evaluate(self, batches):
-        total = 0.0
-        for x, y, examples in batches:
-            scores = self.model.evaluate(x, y, batch_size=examples, verbose=0, return_dict=True)
-            total += np.array([[scores[name]] for name in self.names]) * examples
-        return total / sum(examples for _, _, examples in batches)
+    evaluate = _Stack.evaluate
+
+    def scores_of(self, x, y):
+        scores = self.model.evaluate(x, y, batch_size=len(y), verbose=0, return_dict=True)
+        return np.array([[scores[name]] for name in self.names])
 
     def weights(self):
-        return [[array[None] for array in arrays] for arrays in arrays_of(self.model)]
+        return [[array[None] for array in _state.values(ones)] for ones in variables_of(self.model)]
 
 
 STACKS = {"tensorflow": _TensorFlowStack, "jax": _JaxStack}

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 from keras import ops
+from keras.config import floatx
 from tqdm import tqdm
 
-from nnopt import _keras
+from nnopt import _keras, _state
 from nnopt._backend import quiet_tensorflow
-from nnopt._state import seeded
 from nnopt.checks import check_boolean, check_callable, check_choice, check_integer, check_seeds, identity, shown
 from nnopt.data.ordered import epoch_order
 from nnopt.lab import stack
@@ -132,8 +132,7 @@ class _Run:
     def model(self):
         model = self.build()
         for variables, values in zip(stack.variables_of(model), (self.weights, self.state)):
-            for variable, value in zip(variables, values):
-                variable.assign(value)
+            _state.assign(variables, values)
         return model
 
 
@@ -169,7 +168,7 @@ class _Plan:
 
     def new_model(self, arguments, seed):
         own = {"seed": seed} if "seed" in _parameters(self.build) else {}
-        with seeded(seed):
+        with _state.seeded(seed):
             model = self.build(**{**own, **arguments})
         whole = isinstance(model, keras.Model) and model.built and hasattr(model, "output_shape")
         if not whole or _keras.mask(getattr(model, "output", None)) is not None:
@@ -276,22 +275,18 @@ def _checked_pair(pair, part):
             f"`data.{part}` must be a pair (x, y) with one array of targets; train several through "
             f"`nnopt.lab.run_grid`. Received: {shown(pair)}"
         )
-    x, y = keras.tree.map_structure(_precise, tuple(pair))
+    arrays = keras.tree.map_structure(np.asarray, tuple(pair))
+    x, y = keras.tree.map_structure(lambda one: one.astype(floatx()) if one.dtype.kind == "f" else one, arrays)
     lengths = {len(array) if array.ndim else 0 for array in keras.tree.flatten((x, y))}
     if len(lengths) != 1 or 0 in lengths:
         raise ValueError(f"`data.{part}` must be arrays of one number of examples >= 1. Received: {lengths} examples")
     return x, y
 
 
-def _precise(array):
-    array = np.asarray(array)
-    return array.astype(keras.config.floatx()) if np.issubdtype(array.dtype, np.floating) else array
-
-
 def _train_alone(plan, group, advance):
     """Trains runs one by one."""
     for run in group:
-        with seeded(run.seed):
+        with _state.seeded(run.seed):
             model = run.build()
             network = stack.Alone(model, run.new_optimizer(), plan.loss, plan.metric_functions(model.output_shape))
             _train(plan, [run], network, False, advance)
