@@ -268,6 +268,5 @@ def _fixed(grid, along):
 def _picks(result, grid, along, metric, sign):
     values, fixed = list(grid[along]), _fixed(grid, along)
     scores = {value: sign * np.mean(result.select(**fixed, **{along: value}).final(metric)) for value in values}
-    scores = {value: np.inf if np.isnan(score) else score for value, score in scores.items()}
     parts = {"all": values, "even": values[0::2], "odd": values[1::2]}
-    return {name: min(part, key=scores.get) for name, part in parts.items()}
+    return {name: min(part, key=lambda value: (np.isnan(scores[value]), scores[value])) for name, part in parts.items()}

@@ -83,9 +83,8 @@ def replace_chapter(folder, chapter, verdicts, pairs):
     Raises:
         ValueError: A row that an earlier plan recorded is missing.
     """
-    claims = {row["claim"] for row in verdicts}
-    before = [row["claim"] for row in recorded(folder) if row["chapter"] == chapter and row["plan"]]
-    if gone := [claim for claim in before if claim not in claims]:
+    before = {row["claim"] for row in recorded(folder) if row["chapter"] == chapter and row["plan"]}
+    if gone := sorted(before - {row["claim"] for row in verdicts}):
         raise ValueError(f"A row once planned must stay, whatever it says. Received: a plan without {', '.join(gone)}")
     for name, columns, rows in (("verdicts.csv", VERDICTS, verdicts), ("pairs.csv", PAIRS, pairs)):
         path = Path(folder) / name
