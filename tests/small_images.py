@@ -11,7 +11,7 @@ import sys
 
 from nnopt.data import images
 
-FAST = "epochs=2 depth=8 width=4 batch_size=16".split()
+FAST = ["epochs=2", "depth=8", "width=4", "batch_size=16"]
 LOAD = images.load
 
 

@@ -367,7 +367,7 @@ def _report(folder, recipe, data, training):
     batches = [(network.predict_on_batch(x), y) for x, y in (test[index] for index in range(len(test)))]
     logits, labels = (np.concatenate([np.asarray(part) for part in parts]) for parts in zip(*batches))
     report = {
-        "recipe": dataclasses.asdict(recipe),
+        "recipe": json.loads(recipe.to_json()),
         "data": data.description,
         "parameters": sum(int(np.prod(weight.shape)) for weight in network.trainable_weights),
         **reports.measure(logits, labels, data.class_names),

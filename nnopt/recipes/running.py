@@ -24,6 +24,7 @@ from nnopt.checks import check_choice
 PACKAGES = ("nnopt", "keras", "tensorflow", "jax", "torch", "numpy")
 STRATEGIES = {"none": None, "mirrored": "tensorflow", "jax": "jax"}  # and the backend that each needs
 LOOK_EVERY = 1.0  # seconds between two looks at the loss: each makes an accelerator wait
+LINE_EVERY = 60.0  # seconds between two states of the bar in a file
 ROOM = 1 << 20  # bytes free, below which a failed write is put down to a full disk
 
 
@@ -348,8 +349,8 @@ class Progress(keras.callbacks.Callback):
         share = (batch + 1) / self.params["steps"]
         done = self._epoch * self._examples + round(share * self._examples)
         if self._bar is None:
-            total = self._epochs * self._examples
-            self._bar = tqdm(total=total, initial=done, unit=" examples", disable=None, dynamic_ncols=True)
+            total, seldom = self._epochs * self._examples, 0.1 if sys.stderr.isatty() else LINE_EVERY
+            self._bar = tqdm(total=total, initial=done, unit=" examples", mininterval=seldom, dynamic_ncols=True)
         if self._span is None:
             self._span = time.perf_counter(), done
         self._done = done
