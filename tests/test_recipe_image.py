@@ -337,6 +337,11 @@ def test_a_folder_of_other_files_is_refused(tmp_path, patched):
     assert [path.name for path in tmp_path.iterdir()] == ["holiday.txt"]
 
 
+def test_what_a_killed_run_was_just_writing_is_no_other_file(tmp_path):
+    (tmp_path / "recipe.part.json").write_text("{")
+    running.RunFolder(tmp_path).check(TINY)
+
+
 def test_a_run_goes_on_only_with_its_own_strategy_and_backend(run):
     stored = (run[0] / "versions.json").read_text()
     try:

@@ -40,7 +40,8 @@ class RunFolder:
 
     def check(self, recipe):
         """Raises ValueError where the folder holds something else than the beginning of this very run."""
-        if not self.path.is_dir() or not any(self.path.iterdir()):
+        # What a killed run was just writing does not count.
+        if not self.path.is_dir() or all(".part." in path.name for path in self.path.iterdir()):
             return
         if not (self.path / "recipe.json").exists():
             raise ValueError(f"The output must be a new folder or one of this run. Received: {self.path}, other files")

@@ -1,0 +1,106 @@
+"""Kills trainings of the image recipe with SIGKILL at random, runs them again, and compares with an undisturbed run.
+
+    KERAS_BACKEND=jax python tests/recipe_kills.py --kills 10
+
+Each trial is killed once or more, at a moment drawn from the last four fifths of the time that a whole run takes, and
+then run to its end. Compared are the weights of model and optimizer in the last checkpoint, bit for bit, history.csv,
+and the report's accuracy. Every run is a process of its own, forked from one that has imported Keras but used it for
+nothing yet. The last line is a summary; the exit status tells whether all was the same.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import tempfile
+import time
+import warnings
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ["TQDM_DISABLE"] = "1"
+
+import keras
+from small_images import small
+
+from nnopt.callbacks import _checkpoints
+from nnopt.data import images
+from nnopt.recipes import ImageRecipe, train_images
+
+RECIPE = ImageRecipe.preset("laptop").replace(depth=8, width=4, epochs=8, batch_size=16)
+DATA = small()  # once: each child has it
+
+
+def run(folder, after=None):
+    """Trains in a process of its own, killed after some seconds; returns its seconds, or None if it was killed."""
+    began, child = time.perf_counter(), os.fork()
+    if child == 0:
+        status = 1
+        try:
+            images.load = lambda name: DATA
+            with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                train_images(RECIPE, folder, save_every=2)
+            status = 0
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    if after is not None:
+        time.sleep(after)
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    if os.WIFEXITED(status) and os.WEXITSTATUS(status) != 0:
+        raise SystemExit("The training failed.")
+    return time.perf_counter() - began if os.WIFEXITED(status) else None
+
+
+def result(folder):
+    """Returns what must be the same."""
+    _, state = _checkpoints.newest(folder / "checkpoints")
+    values = {part: [value.tobytes() for value in state[part]] for part in ("model", "optimizer")}
+    accuracy = json.loads((folder / "report.json").read_text())["top_1"]
+    return {**values, "history": (folder / "history.csv").read_text(), "top_1": accuracy}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    choose, folder = random.Random(arguments.seed), pathlib.Path(tempfile.mkdtemp())
+    try:
+        seconds = run(folder / "whole")
+        expected, kills, trials, failures = result(folder / "whole"), 0, 0, 0
+        while kills < arguments.kills:
+            if trials > 5 * arguments.kills:
+                raise SystemExit(f"Only {kills} of {trials} trials could be killed: the kills miss their moments.")
+            trials, places, directory = trials + 1, [], folder / f"run-{trials}"
+            while not places or (kills < arguments.kills and choose.random() < 0.4):
+                after = choose.uniform(0.2 * seconds, seconds)
+                if run(directory, after) is not None:
+                    break
+                kills += 1
+                newest = max((path.name for path in directory.glob("checkpoints/*.nnopt")), default="no checkpoint")
+                places.append(f"{after:.1f} s ({newest})")
+            run(directory)
+            found = result(directory)
+            differing = [name for name, value in expected.items() if found[name] != value]
+            failures += bool(differing)
+            print(f"DIFFERENT ({', '.join(differing)})" if differing else "same", "after", places, flush=True)
+        print(
+            f"{keras.backend.backend()}: {kills} kills in {trials} runs, {failures} runs with another result "
+            f"(seed {arguments.seed}; an undisturbed run takes {seconds:.1f} s)"
+        )
+    finally:
+        shutil.rmtree(folder)
+    raise SystemExit(int(failures > 0))
+
+
+if __name__ == "__main__":
+    main()
