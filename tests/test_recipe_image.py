@@ -67,8 +67,13 @@ def test_adam_with_weight_decay_is_refused():
         ImageRecipe(optimizer="adam", weight_decay=0.1)
 
 
-def test_an_unknown_field_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"one of data, image_size, .*Received: lr"):
+def test_grey_images_have_no_colours_to_jitter():
+    with pytest.raises(ValueError, match=r"`augmentation` must be .* without 'jitter' for the grey fashion_mnist"):
+        ImageRecipe(data="fashion_mnist", augmentation=("jitter",))
+
+
+def test_an_unknown_field_is_refused():
+    with pytest.raises(TypeError, match="lr"):
         ImageRecipe().replace(lr=0.1)
 
 
@@ -150,6 +155,22 @@ def test_smoothed_loss_is_that_of_keras():
     expected = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)
     loss = model.evaluate(x, y, verbose=0, return_dict=True)["loss"]
     assert loss == pytest.approx(float(expected(np.eye(10)[y], network.predict(x, verbose=0))), rel=1e-5)
+
+
+def test_half_precision_computes_in_it_and_keeps_weights_and_augmentation_in_float32():
+    recipe = TINY.replace(precision="mixed_bfloat16", augmentation=("crop", "flip", "jitter"))
+    network = recipe.build_network(3, 10)
+    model = recipe.build_training_model(network, 10, 5, jit_compile="auto")
+    inner = next(layer for layer in network.layers if isinstance(layer, keras.Model))
+    assert inner.get_layer("stem_convolution").compute_dtype == "bfloat16"
+    assert {weight.dtype for weight in network.weights} == {"float32"}
+    assert model.get_layer("augmentation").output.dtype == "float32"
+    x, y = (part[:8] for part in small().train)
+    before = keras.ops.convert_to_numpy(network.trainable_weights[0])
+    for _ in range(2):  # the warm-up's first rate is 0
+        loss = model.train_on_batch(x, y)[0]
+    assert np.isfinite(loss)
+    assert not np.array_equal(before, keras.ops.convert_to_numpy(network.trainable_weights[0]))
 
 
 # The report
@@ -472,6 +493,16 @@ def test_jax_and_torch_compile_as_they_do_by_themselves(monkeypatch):
 
 
 # The whole, in processes of their own
+
+
+@pytest.mark.thorough
+def test_the_paper_preset_trains_on_imagenets_schema(tmp_path):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    recipe = ImageRecipe.preset("paper").replace(batch_size=8, epochs=1, precision="float32", jit_compile=False)
+    with tfds.testing.mock_data(num_examples=17):
+        found = recipes.train_images(recipe, tmp_path / "run")
+    assert (found["parameters"], found["training"]["steps"]) == (25_557_032, 2)
+    assert (len(found["class_names"]), found["confusion"]) == (1000, None)
 
 
 @pytest.mark.thorough

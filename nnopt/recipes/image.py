@@ -9,6 +9,7 @@ The same from the command line: `python -m nnopt train image --preset laptop --o
 
 import dataclasses
 import json
+import typing
 from typing import Literal
 
 import keras
@@ -89,44 +90,41 @@ class ImageRecipe(Recipe):
     seed: int = 0
 
     def __post_init__(self):
-        check_choice("data", self.data, DATA)
-        check_integer("image_size", self.image_size, at_least=8)
-        check_integer("epochs", self.epochs, at_least=1)
-        check_integer("batch_size", self.batch_size, at_least=1)
-        check_integer("seed", self.seed, at_least=0)
-        check_choice("optimizer", self.optimizer, ("adamw", "adam", "sgd"))
-        check_number("learning_rate", self.learning_rate, above=0)
-        check_number("momentum", self.momentum, at_least=0, below=1)
-        check_number("weight_decay", self.weight_decay, at_least=0)
-        check_choice("schedule", self.schedule, ("exponential", "one_cycle"))
-        check_number("warmup", self.warmup, at_least=0, below=1)
-        check_number("final_share", self.final_share, above=0, at_most=1)
-        check_number("label_smoothing", self.label_smoothing, at_least=0, below=1)
-        check_choice("precision", self.precision, ("float32", "mixed_bfloat16"))
-        self._check_network()
-        self._check_the_rest()
-
-    def _check_network(self):
-        depth = check_integer("depth", self.depth, at_least=8)
-        if depth not in (50, 101, 152) and (depth - 2) % 6:
-            raise ValueError(f"`depth` must be 50, 101, 152 or 6n + 2 (8, 14, 20 ...). Received: depth={depth}")
+        for field in dataclasses.fields(self):
+            if typing.get_origin(field.type) is Literal:
+                check_choice(field.name, getattr(self, field.name), typing.get_args(field.type))
+        for name, least in (("image_size", 8), ("depth", 8), ("epochs", 1), ("batch_size", 1), ("seed", 0)):
+            check_integer(name, getattr(self, name), at_least=least)
         if self.width is not None:
             check_integer("width", self.width, at_least=1)
-        if self.stem is not None and check_integer("stem", self.stem) not in (3, 7):
-            raise ValueError(f"`stem` must be 3, 7 or None. Received: stem={self.stem}")
+        check_number("learning_rate", self.learning_rate, above=0)
+        check_number("weight_decay", self.weight_decay, at_least=0)
+        check_number("final_share", self.final_share, above=0, at_most=1)
+        for name in ("momentum", "warmup", "label_smoothing"):
+            check_number(name, getattr(self, name), at_least=0, below=1)
+        for name, rule in self._broken_rules().items():
+            raise ValueError(f"`{name}` must be {rule}. Received: {name}={getattr(self, name)!r}")
 
-    def _check_the_rest(self):
-        names = self.augmentation
-        if not isinstance(names, tuple) or len(set(names)) < len(names) or not set(names) <= set(augment.AUGMENTATIONS):
-            rule = "a tuple of different names out of " + ", ".join(map(repr, augment.AUGMENTATIONS))
-            raise ValueError(f"`augmentation` must be {rule}. Received: augmentation={names!r}")
-        if self.jit_compile not in (True, False, "auto"):
-            raise ValueError(f"`jit_compile` must be True, False or 'auto'. Received: jit_compile={self.jit_compile!r}")
-        if self.optimizer == "adam" and self.weight_decay:
-            raise ValueError(
-                "`weight_decay` must be 0 with optimizer='adam', which has none: take 'adamw', or set it to 0. "
-                f"Received: weight_decay={self.weight_decay!r}"
-            )
+    def _broken_rules(self):
+        """Returns what the values of some fields must be and are not, by field."""
+        names, known = self.augmentation, augment.AUGMENTATIONS
+        rules = {
+            "depth": ("50, 101, 152 or 6n + 2 (8, 14, 20 ...)", self.depth in (50, 101, 152) or self.depth % 6 == 2),
+            "stem": ("3, 7 or None", self.stem in (3, 7, None)),
+            "augmentation": (
+                f"a tuple of different names out of {known}, without 'jitter' for the grey fashion_mnist",
+                isinstance(names, tuple)
+                and len(set(names)) == len(names)
+                and set(names) <= set(known)
+                and not (self.data == "fashion_mnist" and "jitter" in names),
+            ),
+            "jit_compile": ("True, False or 'auto'", self.jit_compile in (True, False, "auto")),
+            "weight_decay": (
+                "0 with optimizer='adam', which has none: take 'adamw', or set it to 0",
+                self.optimizer != "adam" or self.weight_decay == 0,
+            ),
+        }
+        return {name: rule for name, (rule, kept) in rules.items() if not kept}
 
     def learning_rate_schedule(self, steps_per_epoch):
         """Returns the learning rate as a schedule of the step.
