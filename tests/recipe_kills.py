@@ -1,11 +1,13 @@
 """Kills trainings of the image recipe with SIGKILL at random, runs them again, and compares with an undisturbed run.
 
     KERAS_BACKEND=jax python tests/recipe_kills.py --kills 10
+    python tests/recipe_kills.py --kills 10 --strategy mirrored
 
-Each trial is killed once or more, at a moment drawn from the last four fifths of the time that a whole run takes, and
+Each trial is killed once or more, at a moment drawn from the second half of the time that a whole run takes, and
 then run to its end. Compared are the weights of model and optimizer in the last checkpoint, bit for bit, history.csv,
 and the report's accuracy. Every run is a process of its own, forked from one that has imported Keras but used it for
-nothing yet. The last line is a summary; the exit status tells whether all was the same.
+nothing yet. A strategy has two devices, halves of the processor. The last line is a summary; the exit status tells
+whether all was the same.
 """
 
 import argparse
@@ -22,9 +24,10 @@ import warnings
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["TQDM_DISABLE"] = "1"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 
 import keras
-from small_images import small
+from small_images import small, split_processor
 
 from nnopt.callbacks import _checkpoints
 from nnopt.data import images
@@ -34,16 +37,18 @@ RECIPE = ImageRecipe.preset("laptop").replace(depth=8, width=4, epochs=8, batch_
 DATA = small()  # once: each child has it
 
 
-def run(folder, after=None):
+def run(folder, strategy, after=None):
     """Trains in a process of its own, killed after some seconds; returns its seconds, or None if it was killed."""
     began, child = time.perf_counter(), os.fork()
     if child == 0:
         status = 1
         try:
             images.load = lambda name: DATA
+            if strategy == "mirrored":
+                split_processor(2)
             with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                train_images(RECIPE, folder, save_every=2)
+                train_images(RECIPE, folder, strategy=strategy, save_every=2)
             status = 0
         except BaseException:
             import traceback
@@ -72,30 +77,32 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--strategy", default="none")
     arguments = parser.parse_args()
     choose, folder = random.Random(arguments.seed), pathlib.Path(tempfile.mkdtemp())
     try:
-        seconds = run(folder / "whole")
+        seconds = run(folder / "whole", arguments.strategy)
         expected, kills, trials, failures = result(folder / "whole"), 0, 0, 0
         while kills < arguments.kills:
             if trials > 5 * arguments.kills:
                 raise SystemExit(f"Only {kills} of {trials} trials could be killed: the kills miss their moments.")
             trials, places, directory = trials + 1, [], folder / f"run-{trials}"
             while not places or (kills < arguments.kills and choose.random() < 0.4):
-                after = choose.uniform(0.2 * seconds, seconds)
-                if run(directory, after) is not None:
+                after = choose.uniform(0.5 * seconds, seconds)
+                if run(directory, arguments.strategy, after) is not None:
                     break
                 kills += 1
                 newest = max((path.name for path in directory.glob("checkpoints/*.nnopt")), default="no checkpoint")
                 places.append(f"{after:.1f} s ({newest})")
-            run(directory)
+            run(directory, arguments.strategy)
             found = result(directory)
             differing = [name for name, value in expected.items() if found[name] != value]
             failures += bool(differing)
             print(f"DIFFERENT ({', '.join(differing)})" if differing else "same", "after", places, flush=True)
+        name = f"{keras.backend.backend()}, strategy {arguments.strategy}"
         print(
-            f"{keras.backend.backend()}: {kills} kills in {trials} runs, {failures} runs with another result "
-            f"(seed {arguments.seed}; an undisturbed run takes {seconds:.1f} s)"
+            f"{name}: {kills} kills in {trials} runs, {failures} runs with another result (seed {arguments.seed}; an "
+            f"undisturbed run takes {seconds:.1f} s)"
         )
     finally:
         shutil.rmtree(folder)

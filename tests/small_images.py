@@ -23,12 +23,17 @@ def small(name="photos", seed=0):
     return dataclasses.replace(data, **cut)
 
 
+def split_processor(count):
+    """Lets TensorFlow take the processor for several devices."""
+    import tensorflow as tf
+
+    shares = [tf.config.LogicalDeviceConfiguration()] * count
+    tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], shares)
+
+
 if __name__ == "__main__":
     if "LOGICAL_CPUS" in os.environ:
-        import tensorflow as tf
-
-        halves = [tf.config.LogicalDeviceConfiguration()] * int(os.environ["LOGICAL_CPUS"])
-        tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], halves)
+        split_processor(int(os.environ["LOGICAL_CPUS"]))
     from nnopt.__main__ import main
 
     images.load = small

@@ -369,6 +369,7 @@ class Progress(keras.callbacks.Callback):
         self._check(logs["loss"])
         values = ", ".join(f"{name} {float(value):.4g}" for name, value in logs.items())
         tqdm.write(f"epoch {epoch + 1} of {self._epochs}: {values}", file=sys.stdout)
+        sys.stdout.flush()
 
     def _end_span(self):
         if self._span is not None:
