@@ -220,7 +220,8 @@ def laptop():
 
     python -m nnopt train image --preset laptop --output runs/laptop
 
-    Not run yet.
+    Took 8.8 minutes on two cores that were busy with other work, on TensorFlow (alone they compute about twice as many
+    images a second). Reached 74.0 % of the 600 test images, 95 % interval 70.4 to 77.3 %.
     """
     return ImageRecipe(
         data="photos", depth=50, width=16, stem=3, epochs=12, batch_size=64, learning_rate=2e-3, warmup=1 / 12,
