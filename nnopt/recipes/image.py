@@ -202,7 +202,7 @@ class ImageRecipe(Recipe):
         model = keras.Model(inputs, network(pixels), name="training")
 
         def loss(labels, logits):
-            targets = ops.one_hot(ops.reshape(labels, (-1,)), classes)
+            targets = ops.one_hot(ops.cast(ops.reshape(labels, (-1,)), "int32"), classes)
             return keras.losses.categorical_crossentropy(targets, logits, True, self.label_smoothing)
 
         top = keras.metrics.SparseTopKCategoricalAccuracy(5, name="top_5")
