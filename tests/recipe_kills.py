@@ -68,7 +68,9 @@ def run(folder, strategy, after=None):
 def result(folder):
     """Returns what must be the same."""
     _, state = _checkpoints.newest(folder / "checkpoints")
-    values = {part: [value.tobytes() for value in state[part]] for part in ("model", "optimizer")}
+    # Replicas may hold unlike values: a list of arrays.
+    parts = {part: keras.tree.flatten(state[part]) for part in ("model", "optimizer")}
+    values = {part: [value.tobytes() for value in arrays] for part, arrays in parts.items()}
     accuracy = json.loads((folder / "report.json").read_text())["top_1"]
     return {**values, "history": (folder / "history.csv").read_text(), "top_1": accuracy}
 
