@@ -144,8 +144,11 @@ def _decoded(tf, encoded, image_size, seed):
         return tf.image.crop_to_bounding_box(image, *tf.unstack(window))
 
     crop = tf.cond(tf.io.is_jpeg(encoded), of_jpeg, of_others)
-    crop = tf.image.resize(crop, (image_size, image_size), antialias=True)
-    return tf.ensure_shape(tf.cast(tf.round(tf.clip_by_value(crop, 0, 255)), "uint8"), (image_size, image_size, 3))
+    # Scaled down by averages, which do not alias and take a quarter of the time of `antialias=True`.
+    size = (image_size, image_size)
+    smaller = tf.reduce_min(tf.shape(crop)[:2]) >= image_size
+    crop = tf.cond(smaller, lambda: tf.image.resize(crop, size, "area"), lambda: tf.image.resize(crop, size))
+    return tf.ensure_shape(tf.cast(tf.round(crop), "uint8"), (*size, 3))
 
 
 def _window(tf, shape, seed):
