@@ -288,6 +288,7 @@ def test_a_fault_of_a_library_keeps_its_traceback(monkeypatch):
 # Processes of their own
 
 
+@pytest.mark.thorough
 def test_ctrl_c_says_how_to_go_on_and_the_run_goes_on(tmp_path):
     command = [sys.executable, str(ROOT / "tests" / "small_images.py"), *TRAIN]
     command += ["--set", *FAST, "epochs=400", "augmentation=flip", "--save_every=2", "--output", str(tmp_path / "run")]

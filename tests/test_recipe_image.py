@@ -157,6 +157,7 @@ def test_smoothed_loss_is_that_of_keras():
     assert loss == pytest.approx(float(expected(np.eye(10)[y], network.predict(x, verbose=0))), rel=1e-5)
 
 
+@pytest.mark.thorough
 def test_half_precision_computes_in_it_and_keeps_weights_and_augmentation_in_float32():
     recipe = TINY.replace(precision="mixed_bfloat16", augmentation=("crop", "flip", "jitter"))
     network = recipe.build_network(3, 10)
@@ -292,6 +293,7 @@ def test_plain_keras_loads_the_model_and_gets_the_reports_accuracy(run, tmp_path
     assert float(done.stdout.splitlines()[-1]) == run[1]["top_1"]
 
 
+@pytest.mark.thorough
 def test_an_interrupted_run_ends_with_the_same_weights_and_history(run, tmp_path, monkeypatch):
     folder = tmp_path / "interrupted"
     counted = {"batches": 0}
@@ -434,6 +436,7 @@ def test_an_unknown_strategy_is_refused():
         running.Devices("horovod")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("strategy", "backend"), [("mirrored", "tensorflow"), ("jax", "jax")])
 def test_two_devices_share_the_batches_and_learn_as_one(strategy, backend, tmp_path):
     place = {

@@ -357,3 +357,5 @@ class Alone:
 
 
 STACKS = {"tensorflow": _TensorFlowStack, "jax": _JaxStack}
+# Stacks at a time: XLA computes small products on one core; a fixed number, so that no result depends on the cores.
+THREADS = {"tensorflow": 1, "jax": 2}

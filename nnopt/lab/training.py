@@ -4,6 +4,7 @@ On a laptop, the time of a small network goes into calling it, not into arithmet
 all runs on a first axis and trains them in one compiled loop: 64 networks cost about as much as two `fit`s of one.
 """
 
+import concurrent.futures
 import functools
 import inspect
 import math
@@ -26,6 +27,7 @@ from nnopt.lab.grid import SweepResult, joined, settings_of
 _PREFIXES = {"train": "train_", "validation": "val_", "test": "test_"}
 
 
+@quiet_tensorflow()
 def sweep(
     build,
     data,
@@ -109,10 +111,7 @@ def sweep(
     check_integer("runs_at_once", runs_at_once, at_least=1)
     stacked = check_boolean("stacked", stacked) and keras.backend.backend() in stack.STACKS
     runs, groups = plan.runs(settings_of(grid), stacked)
-    with (
-        quiet_tensorflow(),
-        tqdm(total=len(runs) * plan.epochs, unit="epoch", desc="sweep", disable=not progress or None) as bar,
-    ):
+    with tqdm(total=len(runs) * plan.epochs, unit="epoch", desc="sweep", disable=not progress or None) as bar:
         for group in groups:
             if not stacked or not _train_stacked(plan, group, runs_at_once, bar.update):
                 _train_alone(plan, group, bar.update)
@@ -294,21 +293,26 @@ def _train_alone(plan, group, advance):
 
 def _train_stacked(plan, group, runs_at_once, advance):
     """Trains runs of one network together, and returns True, if that is possible."""
-    x, y = plan.data.of(group[0].seed, "train")
-    steps = plan.epochs * math.ceil(len(y) / plan.batch_size)
+    x, _, rows = plan.data.joined([run.seed for run in group], "train")
+    steps = plan.epochs * math.ceil(rows.shape[1] / plan.batch_size)
     networks = {run.seed: run.build for run in reversed(group)}
     template, initial, reason = stack.template_of(networks, keras.tree.map_structure(lambda array: array[:2], x))
     if reason:
         warnings.warn(f"The network {template.name} {reason}: its runs are trained one by one.", stacklevel=3)
         return False
-    metrics = plan.metric_functions(template.output_shape)
-    for number in range(pieces := math.ceil(len(group) / runs_at_once)):
+    metrics, threads = plan.metric_functions(template.output_shape), stack.THREADS[keras.backend.backend()]
+    pieces = max(math.ceil(len(group) / runs_at_once), min(threads, len(group)))
+
+    def train(number):
         piece = group[number::pieces]
         networks = stack.STACKS[keras.backend.backend()](
-            template, [initial[run.seed] for run in piece], [run.optimizer for run in piece], steps, plan.loss,
-            metrics, plan.data.own,
+            piece[0].build() if number else template, [initial[run.seed] for run in piece],
+            [run.optimizer for run in piece], steps, plan.loss, metrics, plan.data.own,
         )  # fmt: skip
         _train(plan, piece, networks, plan.data.own, advance)
+
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        list((pool.map if threads > 1 else map)(train, range(pieces)))
     return True
 
 
@@ -317,7 +321,7 @@ def _train(plan, group, networks, own, advance):
     seeds = [run.seed for run in group]
     x, y, rows = plan.data.joined(seeds, "train")
     networks.load(x, y)
-    held = [part for part in plan.parts if plan.data.of(seeds[0], part) is not None]
+    held = (part for part in plan.parts if plan.data.of(seeds[0], part) is not None)
     parts = {_PREFIXES[part]: plan.data.batches(seeds, part, own) for part in held}
     steps, table = math.ceil(rows.shape[1] / plan.batch_size), []
     for epoch in range(plan.epochs):
@@ -328,8 +332,8 @@ def _train(plan, group, networks, own, advance):
                 row.update(zip((prefix + name for name in networks.names), networks.evaluate(batches)))
         table.append(row)
         advance(len(group))
-    skipped = np.full(len(group), np.nan)
-    curves = {name: np.stack([row.get(name, skipped) for row in table]) for name in table[-1]}  # (epochs, runs)
+    # name -> (epochs, runs)
+    curves = {name: np.stack([row.get(name, np.full(len(group), np.nan)) for row in table]) for name in table[-1]}
     weights, state = networks.weights()
     for number, run in enumerate(group):
         run.curves = {name: values[:, number] for name, values in curves.items()}
