@@ -197,13 +197,14 @@ def compare_rows(chapter, rows):
 
 
 def write_tables():
-    """Writes statements.csv, and the README's tables, from verdicts.csv and the second run."""
+    """Writes statements.csv, and the README's tables, from verdicts.csv and the second runs."""
     digests = {}
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         source = plan.plan_source(json.loads(path.read_text(encoding="utf-8")))
         digests[path.stem] = plan.digest_of(source) if source else ""
-    rows, other = results.recorded(RESULTS), results.recorded(RESULTS / "second")
-    lines = results.statements(rows, other, digests)
+    again = [row for path in sorted(RESULTS.glob("*/verdicts.csv")) for row in results.recorded(path.parent)]
+    rows = results.recorded(RESULTS)
+    lines = results.statements(rows, again, digests)
     results.write(RESULTS / "statements.csv", results.COLUMNS, lines)
     path = ROOT / "README.md"
     text = path.read_text(encoding="utf-8")

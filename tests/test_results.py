@@ -47,7 +47,7 @@ def test_a_row_that_the_second_run_turns_round_votes_no_more():
 
 def test_a_row_with_another_word_in_the_second_run_is_marked():
     found = line([row()], second=[row(word="inconclusive")])
-    assert (found["word"], found["marks"]) == ("holds", "LR-1 inconclusive in the second run")
+    assert (found["word"], found["marks"]) == ("holds", "LR-1 inconclusive in a second run")
 
 
 def test_holms_procedure_runs_across_the_statements():

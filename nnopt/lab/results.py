@@ -125,8 +125,8 @@ def statements(rows, second=(), digests=None):
 
     Args:
         rows: Rows of verdicts.csv.
-        second: Rows of the second run: one that turns into its opposite there votes no more, one with another word is
-            marked.
+        second: Rows of second runs: one that turns into its opposite in any of them votes no more, one with another
+            word is marked.
         digests: Dict chapter -> digest of its plan cell now. Rows from another plan are exploratory: they do not vote.
 
     Returns:
@@ -140,19 +140,17 @@ def statements(rows, second=(), digests=None):
     >>> {line["id"]: line["word"] for line in statements([row])}["LR-1"]
     'fails'
     """
-    others = {(row["chapter"], row["claim"]): row["word"] for row in second}
     lines = []
     for statement in read(ARTICLE):
         identity, votes, marks = statement["id"], [], []
         for row in rows:
             if statement_of(row["claim"]) != identity or row["role"] != "primary" or not _votes(row, digests):
                 continue
-            other = others.get((row["chapter"], row["claim"]), row["word"])
-            if {row["word"], other} == {"supported", "refuted"}:
+            again = {one["word"] for one in second if all(one[key] == row[key] for key in ("chapter", "claim"))}
+            if {"supported", "refuted"} <= {row["word"], *again} and row["word"] in ("supported", "refuted"):
                 marks.append(f"{row['claim']} does not replicate")
                 continue
-            if other != row["word"]:
-                marks.append(f"{row['claim']} {other} in the second run")
+            marks += [f"{row['claim']} {other} in a second run" for other in sorted(again - {row["word"]})]
             marks += [f"{row['claim']} {mark}" for mark in row["marks"].split("; ") if mark]
             votes.append(row)
         p = max((float(row["p"]) for row in votes if row["p"] not in ("", "nan")), default=None)
