@@ -510,12 +510,12 @@ def test_the_paper_preset_trains_on_imagenets_schema(tmp_path):
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("backend", ["tensorflow", "jax"])
-def test_ten_kills_change_nothing(backend):
+def test_kills_change_nothing(backend):
     pytest.importorskip(backend)
-    command = [sys.executable, str(ROOT / "tests" / "recipe_kills.py"), "--kills", "10"]
+    command = [sys.executable, str(ROOT / "tests" / "recipe_kills.py"), "--kills", "3"]
     done = subprocess.run(command, env={**os.environ, "KERAS_BACKEND": backend}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "10 kills" in done.stdout
+    assert "3 kills" in done.stdout
 
 
 def test_presets_are_functions_of_the_module():
