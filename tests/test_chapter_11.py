@@ -85,7 +85,7 @@ def test_one_compiled_model_trains_at_several_rates_as_models_of_their_own_do():
     for peak, share in ((0.1, 0.5), (0.02, 1.0), (0.1, 0.5)):
         shared.set_weights(start)
         for variable in shared.optimizer.variables:
-            variable.assign(ops.zeros_like(variable))
+            variable.assign(ops.zeros(variable.shape, variable.dtype))
         rate.peak.assign(peak)
         rate.share.assign(share)
         shared.fit(x, y, batch_size=4, shuffle=False, verbose=0)
