@@ -15,13 +15,10 @@ Albumentations is no dependency; where it is missing, its lines are left out. Th
 the turns are compared.
 """
 
-import importlib.metadata
 import importlib.util
 import io
 import multiprocessing
 import os
-import platform
-import statistics
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -31,13 +28,13 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import keras
 import numpy as np
 from PIL import Image
+from turns import TURNS, here, rates, report
 
-import nnopt
 from nnopt.data import Dataset, Pictures, augmentation, load, training_data
 from nnopt.data.pictures import EncodedPictures
 from nnopt.models import resnet
 
-TURNS, BATCH, CALLS = 5, 128, 4
+BATCH, CALLS = 128, 4
 NAMES = ("crop", "flip", "jitter")
 THOUSANDS = (1, 2, 4, 8)
 
@@ -78,26 +75,6 @@ def albumentations():
     return albumentations
 
 
-def rates(sides):
-    """Returns the median rate of each side in images/s; each side is a function that returns how many it took."""
-    times = {name: [] for name in sides}
-    for take in sides.values():
-        take()  # compiles
-    for _ in range(TURNS):
-        for name, take in sides.items():
-            start = time.perf_counter()
-            count = take()
-            times[name].append((time.perf_counter() - start) / count)
-    return {name: 1 / statistics.median(own) for name, own in times.items()}
-
-
-def report(title, medians):
-    first, ours = next(iter(medians.items()))
-    print(title)
-    for name, rate in medians.items():
-        print(f"  {name:40} {rate:9.0f} images/s   {first} is {ours / rate:6.2f} times as fast", flush=True)
-
-
 def small_images(peer):
     generator = np.random.default_rng(0)
     x = generator.integers(256, size=(BATCH, 32, 32, 3), dtype="uint8")
@@ -128,7 +105,7 @@ def small_images(peer):
             ]
         )
         sides["albumentations"] = repeated(lambda: [change(image=image)["image"] for image in x], CALLS)
-    report(f"crop, flip and jitter of 32x32 images, batches of {BATCH}:", rates(sides))
+    report(f"crop, flip and jitter of 32x32 images, batches of {BATCH}: images", rates(sides))
 
 
 def jpeg():
@@ -178,7 +155,9 @@ def large_images(peer):
 
         sides["OpenCV and albumentations, aliased"] = side(cv2.INTER_LINEAR)
         sides["OpenCV and albumentations, by area"] = side(cv2.INTER_AREA)
-    report(f"decoding of JPEG files ({len(content) / 1000:.0f} kB, 500x375) at random crops of 224:", rates(sides))
+    report(
+        f"decoding of JPEG files ({len(content) / 1000:.0f} kB, 500x375) at random crops of 224: images", rates(sides)
+    )
 
 
 def epoch(kind, thousands, connection):
@@ -221,13 +200,7 @@ def growth(kind, title):
 
 
 def main():
-    backend = keras.backend.backend()
-    names = [backend, *(name for name in ("albumentationsx", "albumentations") if importlib.util.find_spec(name))]
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names if _installed(name))
-    print(
-        f"nnopt {nnopt.__version__}, Keras {keras.__version__} on {backend}, {versions}, "
-        f"Python {platform.python_version()}, one of {os.cpu_count()} CPUs"
-    )
+    print(f"{here('numpy', 'albumentationsx', 'albumentations')}, on one of them")
     print(f"median of {TURNS} turns")
     peer = albumentations()
     small_images(peer)
@@ -238,13 +211,6 @@ def main():
         start = time.perf_counter()
         data = load("cifar10")
         print(f"load('cifar10'): {time.perf_counter() - start:.1f} s ({data.description})")
-
-
-def _installed(name):
-    try:
-        return bool(importlib.metadata.version(name))
-    except importlib.metadata.PackageNotFoundError:
-        return False
 
 
 if __name__ == "__main__":

@@ -13,22 +13,20 @@ write it: images channels first, and in its faster layout (channels last); sente
 computed. Tokens are those of the target that are real, padding not counted.
 """
 
-import importlib.metadata
+import functools
+import importlib.util
 import os
-import platform
-import statistics
 import sys
-import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
+from turns import TURNS, here, rates, report
 
-import nnopt
 from nnopt.models import resnet, seq2seq
 
-CLASSES, TURNS = 1000, 5
+CLASSES = 1000
 BATCHES = {32: 64, 64: 32, 224: 8}  # images a batch, by the side of an image
 STEPS = {32: 4, 64: 2, 224: 1}  # steps a turn
 VOCABULARY, UNITS, SENTENCES, LONGEST = 6000, 256, 64, 20
@@ -104,24 +102,14 @@ def applications_resnet50(size):
     )
 
 
-def rates(sides, count, steps):
-    """Returns the median rate of each side in examples/s; each turn of a side trains `steps` steps of `count`."""
-    times = {name: [] for name in sides}
-    for train in sides.values():
-        train(steps)  # compiles
-    for _ in range(TURNS):
-        for name, train in sides.items():
-            start = time.perf_counter()
-            train(steps)
-            times[name].append((time.perf_counter() - start) / (steps * count))
-    return {name: 1 / statistics.median(own) for name, own in times.items()}
+def turns(sides, count, steps):
+    """Returns the rates of sides whose turns are `steps` steps on `count` examples each."""
 
+    def take(train):
+        train(steps)
+        return steps * count
 
-def report(title, medians):
-    first, ours = next(iter(medians.items()))
-    print(title)
-    for name, rate in medians.items():
-        print(f"  {name:34} {rate:8.1f}/s   {first} is {ours / rate:5.2f} times as fast", flush=True)
+    return rates({name: functools.partial(take, train) for name, train in sides.items()})
 
 
 def images(size):
@@ -138,7 +126,7 @@ def images(size):
     if importlib.util.find_spec("torch"):
         sides["PyTorch"] = torch_side(x, y, channels_last=False)
         sides["PyTorch, channels last"] = torch_side(x, y, channels_last=True)
-    report(f"ResNet-50, {size}x{size} pixels, batches of {count}: images", rates(sides, count, STEPS[size]))
+    report(f"ResNet-50, {size}x{size} pixels, batches of {count}: images", turns(sides, count, STEPS[size]))
 
 
 def sentences():
@@ -232,20 +220,11 @@ def translation():
     title = (
         f"LSTM encoder-decoder with attention, {UNITS} units, {SENTENCES} sentences of up to {LONGEST} tokens: tokens"
     )
-    report(title, rates(sides, int((target > 0).sum()), 4))
+    report(title, turns(sides, int((target > 0).sum()), 4))
 
 
 def main():
-    backend = keras.backend.backend()
-    versions = ", ".join(
-        f"{name} {importlib.metadata.version(name)}"
-        for name in sorted({backend, "torch"})
-        if importlib.util.find_spec(name)
-    )
-    print(
-        f"nnopt {nnopt.__version__}, Keras {keras.__version__} on {backend}, {versions}, "
-        f"Python {platform.python_version()}, {os.cpu_count()} CPUs"
-    )
+    print(here("torch"))
     print(f"median of {TURNS} turns")
     for chosen in sys.argv[1:] or [*BATCHES, "seq2seq"]:
         keras.utils.clear_session()

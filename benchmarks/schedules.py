@@ -18,9 +18,7 @@ A second table has the optimizers whose momentum, beta_1 or weight decay is a sc
 with numbers.
 """
 
-import importlib.metadata
 import os
-import platform
 import statistics
 import time
 
@@ -28,8 +26,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
+from turns import here
 
-import nnopt
 from nnopt import callbacks, optimizers, schedules
 from nnopt.data import digits
 from nnopt.models import mlp
@@ -194,10 +192,7 @@ def report_optimizers(measured):
 
 
 def main():
-    print(
-        f"nnopt {nnopt.__version__}, Keras {keras.__version__} on {version()}, NumPy {np.__version__}, "
-        f"Python {platform.python_version()}, {os.cpu_count()} CPUs"
-    )
+    print(here("numpy"))
     print(f"{ROUNDS} rounds, {EPOCHS - 1} epochs of {BATCHES} steps each")
     variants = {"constant": training()}
     variants.update({name: training(schedule) for name, schedule in SCHEDULES.items()})
@@ -207,11 +202,6 @@ def main():
     measured = measure(variants)
     report(measured)
     report_optimizers(measured)
-
-
-def version():
-    backend = keras.backend.backend()
-    return f"{backend} {importlib.metadata.version(backend)}"
 
 
 if __name__ == "__main__":

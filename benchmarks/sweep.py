@@ -10,7 +10,6 @@ epoch's share of a longer training. Each side is repeated, the sides in turn, an
 import functools
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,7 @@ import numpy as np
 import nnopt
 from nnopt import lab
 from nnopt.data import digits, epoch_order
+from nnopt.recipes.running import machine
 
 RUNS, CONVOLUTIONAL_RUNS, BATCH, REPEATS, FITS = 64, 16, 32, 5, 4
 data, images = digits(), digits(images=True)
@@ -167,15 +167,6 @@ def measured():
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def processor():
-    try:
-        with open("/proc/cpuinfo") as lines:
-            name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    return f"{name}, {os.cpu_count()} cores"
-
-
 def main():
     if "--measure" in sys.argv:
         print(json.dumps(measured()))
@@ -185,7 +176,9 @@ def main():
         call = [sys.executable, __file__, "--measure"]
         out = subprocess.run(call, env={**os.environ, "KERAS_BACKEND": backend}, stdout=subprocess.PIPE, check=True)
         tables[backend] = json.loads(out.stdout.splitlines()[-1])
-    print(f"{processor()}; keras {keras.__version__}; milliseconds of an epoch, median of {REPEATS} repeats")
+    place = machine()
+    print(f"{place['processor']}, {place['cores']} cores; keras {keras.__version__}")
+    print(f"milliseconds of an epoch, median of {REPEATS} repeats")
     for backend, times in tables.items():
         print(f"\n{backend}")
         for name, milliseconds in times.items():
