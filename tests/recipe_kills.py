@@ -17,9 +17,7 @@ import os
 import pathlib
 import random
 import shutil
-import signal
 import tempfile
-import time
 import warnings
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -27,6 +25,7 @@ os.environ["TQDM_DISABLE"] = "1"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 
 import keras
+import kills
 from small_images import small, split_processor
 
 from nnopt.callbacks import _checkpoints
@@ -39,30 +38,16 @@ DATA = small()  # once: each child has it
 
 def run(folder, strategy, after=None):
     """Trains in a process of its own, killed after some seconds; returns its seconds, or None if it was killed."""
-    began, child = time.perf_counter(), os.fork()
-    if child == 0:
-        status = 1
-        try:
-            images.load = lambda name: DATA
-            if strategy == "mirrored":
-                split_processor(2)
-            with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                train_images(RECIPE, folder, strategy=strategy, save_every=2)
-            status = 0
-        except BaseException:
-            import traceback
 
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    if after is not None:
-        time.sleep(after)
-        os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    if os.WIFEXITED(status) and os.WEXITSTATUS(status) != 0:
-        raise SystemExit("The training failed.")
-    return time.perf_counter() - began if os.WIFEXITED(status) else None
+    def train():
+        images.load = lambda name: DATA
+        if strategy == "mirrored":
+            split_processor(2)
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            train_images(RECIPE, folder, strategy=strategy, save_every=2)
+
+    return kills.end(kills.start(train), after)
 
 
 def result(folder):
@@ -82,28 +67,26 @@ def main():
     parser.add_argument("--strategy", default="none")
     arguments = parser.parse_args()
     choose, folder = random.Random(arguments.seed), pathlib.Path(tempfile.mkdtemp())
+
+    def trial(number, done):
+        places, directory = [], folder / f"run-{number}"
+        while not places or (done + len(places) < arguments.kills and choose.random() < 0.4):
+            after = choose.uniform(0.5 * seconds, seconds)
+            if run(directory, arguments.strategy, after) is not None:
+                break
+            newest = max((path.name for path in directory.glob("checkpoints/*.nnopt")), default="no checkpoint")
+            places.append(f"{after:.1f} s ({newest})")
+        run(directory, arguments.strategy)
+        found = result(directory)
+        return places, [name for name, value in expected.items() if found[name] != value]
+
     try:
         seconds = run(folder / "whole", arguments.strategy)
-        expected, kills, trials, failures = result(folder / "whole"), 0, 0, 0
-        while kills < arguments.kills:
-            if trials > 5 * arguments.kills:
-                raise SystemExit(f"Only {kills} of {trials} trials could be killed: the kills miss their moments.")
-            trials, places, directory = trials + 1, [], folder / f"run-{trials}"
-            while not places or (kills < arguments.kills and choose.random() < 0.4):
-                after = choose.uniform(0.5 * seconds, seconds)
-                if run(directory, arguments.strategy, after) is not None:
-                    break
-                kills += 1
-                newest = max((path.name for path in directory.glob("checkpoints/*.nnopt")), default="no checkpoint")
-                places.append(f"{after:.1f} s ({newest})")
-            run(directory, arguments.strategy)
-            found = result(directory)
-            differing = [name for name, value in expected.items() if found[name] != value]
-            failures += bool(differing)
-            print(f"DIFFERENT ({', '.join(differing)})" if differing else "same", "after", places, flush=True)
+        expected = result(folder / "whole")
+        done, trials, failures = kills.repeat(trial, arguments.kills, most=5)
         name = f"{keras.backend.backend()}, strategy {arguments.strategy}"
         print(
-            f"{name}: {kills} kills in {trials} runs, {failures} runs with another result (seed {arguments.seed}; an "
+            f"{name}: {done} kills in {trials} runs, {failures} runs with another result (seed {arguments.seed}; an "
             f"undisturbed run takes {seconds:.1f} s)"
         )
     finally:

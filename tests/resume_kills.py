@@ -20,6 +20,7 @@ import time
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
+import kills
 import numpy as np
 
 from nnopt.callbacks import CyclicalLR, EarlyStopping, Resume
@@ -155,35 +156,21 @@ def run(directory, result, after=None, save=None):
     Returns the seconds from the beginning of training to its end, or None if it was killed.
     """
     reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            os.close(reader)
-            if save is not None:
-                kill_in_save(*save)
-            arrays = train(directory, writer)
-            # A kill here must not leave half a result.
-            np.savez(result.with_suffix(".part.npz"), **arrays)
-            os.rename(result.with_suffix(".part.npz"), result)
-            status = 0
-        except BaseException:
-            import traceback
 
-            traceback.print_exc()
-        finally:
-            os._exit(status)
+    def task():
+        os.close(reader)
+        if save is not None:
+            kill_in_save(*save)
+        arrays = train(directory, writer)
+        # A kill here must not leave half a result.
+        np.savez(result.with_suffix(".part.npz"), **arrays)
+        os.rename(result.with_suffix(".part.npz"), result)
+
+    child = kills.start(task)
     os.close(writer)
     os.read(reader, 1)
-    began = time.perf_counter()
     os.close(reader)
-    if after is not None:
-        time.sleep(after)
-        os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    if os.WIFEXITED(status) and os.WEXITSTATUS(status) != 0:
-        raise SystemExit("The training script failed.")
-    return time.perf_counter() - began if os.WIFEXITED(status) else None
+    return kills.end(child, after)
 
 
 def differing(first, second):
@@ -210,35 +197,26 @@ def main():
     PIPELINE = arguments.pipeline
     choose = random.Random(arguments.seed)
     folder = pathlib.Path(tempfile.mkdtemp())
+
+    def trial(number, done):
+        directory, result, places = folder / f"run-{number}", folder / f"result-{number}.npz", []
+        while not result.exists():
+            hit, count = {}, done + len(places)
+            if count < arguments.kills and (not places or choose.random() < 0.3):
+                hit = (
+                    {"after": choose.uniform(0, 0.9 * seconds)}
+                    if count % 2
+                    else {"save": (choose.randint(1, 12), STAGES[(count // 2) % len(STAGES)])}
+                )
+            if run(directory, result, **hit) is None:
+                places.append(f"{hit} (then on disk: {newest(directory)})")
+        return places, differing(folder / "whole.npz", result)
+
     try:
         seconds = run(folder / "whole", folder / "whole.npz")
-        failures = kills = trial = 0
-        while kills < arguments.kills:
-            if trial > 10 * arguments.kills:
-                raise SystemExit(f"Only {kills} of {trial} trials could be killed: the kills miss their moments.")
-            directory, result, trial = folder / f"run-{trial}", folder / f"result-{trial}.npz", trial + 1
-            places = []
-            while not result.exists():
-                hit = {}
-                if kills < arguments.kills and (not places or choose.random() < 0.3):
-                    hit = (
-                        {"after": choose.uniform(0, 0.9 * seconds)}
-                        if kills % 2
-                        else {"save": (choose.randint(1, 12), STAGES[(kills // 2) % len(STAGES)])}
-                    )
-                if run(directory, result, **hit) is None:
-                    kills += 1
-                    places.append(f"{hit} (then on disk: {newest(directory)})")
-            names = differing(folder / "whole.npz", result)
-            failures += bool(names)
-            print(
-                f"DIFFERENT ({', '.join(sorted(names))})" if names else "same",
-                "after",
-                places or "a kill that came too late",
-                flush=True,
-            )
+        done, trials, failures = kills.repeat(trial, arguments.kills, most=10)
         print(
-            f"{keras.backend.backend()}: {kills} kills in {trial} runs, {failures} runs with other weights "
+            f"{keras.backend.backend()}: {done} kills in {trials} runs, {failures} runs with other weights "
             f"(seed {arguments.seed}; undisturbed training takes {seconds:.1f} s)"
         )
     finally:
