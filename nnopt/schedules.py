@@ -18,7 +18,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from nnopt.checks import check_boolean, check_choice, check_integer, check_number
+from nnopt.checks import check_boolean, check_choice, check_instance, check_integer, check_number
 
 # JAX counts in int32, and a rate has to fit into float32.
 LARGEST_STEP = 2**31 - 1
@@ -341,9 +341,7 @@ class OneCycleMomentum(_Schedule):
     _arguments = ("cycle", "low", "high")
 
     def __init__(self, cycle, low=0.85, high=0.95):
-        if not isinstance(cycle, OneCycle):
-            raise TypeError(f"`cycle` must be a OneCycle. Received: cycle={cycle!r} (of type {type(cycle).__name__})")
-        self.cycle = cycle
+        self.cycle = check_instance("cycle", cycle, OneCycle, "a OneCycle")
         self.low = check_number("low", low, at_least=0, below=1)
         self.high = check_number("high", high, at_least=self.low, below=1)
 
@@ -450,11 +448,11 @@ def _power(log_base, exponent):
     One product in float32 would be off by 2**-24 of a possibly large exponent, and a compiler may merge exponentials of
     its parts into one. So the power is the product of four numbers looked up by the exponent's bytes.
     """
-    exponent, result = ops.minimum(exponent, LARGEST_STEP), 1.0
-    for place in (1, 2**8, 2**16, 2**24):
-        powers = np.exp(log_base * place * np.arange(256.0)).astype("float32")
-        result = result * ops.take(ops.convert_to_tensor(powers), exponent // place % 256)
-    return result
+    places = 256 ** np.arange(4)
+    powers = np.exp(log_base * np.outer(places, np.arange(256))).astype("float32")  # (places, values of a byte)
+    exponent = ops.expand_dims(ops.minimum(exponent, LARGEST_STEP), -1)
+    places, rows = (ops.convert_to_tensor(numbers, exponent.dtype) for numbers in (places, 256 * np.arange(4)))
+    return ops.prod(ops.take(ops.convert_to_tensor(powers.ravel()), exponent // places % 256 + rows), axis=-1)
 
 
 def _integer_tensor(step):
