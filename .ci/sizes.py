@@ -17,7 +17,6 @@ LONGEST = 350
 GROUPS = {
     "lab": (("lab",), 1300),
     "data and recipes": (("data", "recipes"), 1600),
-    "command line": (("__main__",), LONGEST),  # over the recipes; the design sets it no limit but a file's
     "core": (("",), 2800),
 }
 NO_CODE = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)

@@ -19,6 +19,7 @@ import sys
 import traceback
 import typing
 import warnings
+from argparse import ArgumentError
 
 import jsonargparse
 
@@ -26,21 +27,8 @@ from nnopt.recipes import image, report
 from nnopt.recipes.running import STRATEGIES
 
 RECIPES = {"image": (image.ImageRecipe, image.train_images)}
-CLASSES_SHOWN = 5
-
-
-class UsageError(Exception):
-    """The command itself is wrong."""
-
-
-class _Parser(jsonargparse.ArgumentParser):
-    """A parser that raises in place of printing its usage."""
-
-    def __init__(self, *arguments, **keywords):
-        super().__init__(*arguments, allow_abbrev=False, **keywords)
-
-    def error(self, message, error=None):
-        raise UsageError(" ".join(str(message).split()))
+# A wrong command raises ArgumentError, in place of printing the usage.
+STRICT = {"exit_on_error": False, "allow_abbrev": False}
 
 
 def main(arguments=None):
@@ -54,7 +42,7 @@ def main(arguments=None):
         _run(arguments)
     except KeyboardInterrupt:
         return _fail("interrupted; run the same command again to go on", 130)
-    except UsageError as error:
+    except ArgumentError as error:
         return _fail(error, 2)
     except OSError as error:
         return _fail(_of_system(error), 1)
@@ -70,7 +58,7 @@ def _run(arguments):
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__)
     elif arguments[0] not in commands:
-        raise UsageError(f"The command must be one of {', '.join(commands)}. Received: {arguments[0]}")
+        raise ArgumentError(None, f"The command must be one of {', '.join(commands)}. Received: {arguments[0]}")
     else:
         commands[arguments[0]](arguments[1:])
 
@@ -78,7 +66,7 @@ def _run(arguments):
 def _train(arguments):
     kind = arguments[0] if arguments else "nothing"
     if kind not in RECIPES:
-        raise UsageError(f"`train` must be followed by one of {', '.join(RECIPES)}. Received: {kind}")
+        raise ArgumentError(None, f"`train` must be followed by one of {', '.join(RECIPES)}. Received: {kind}")
     recipe_class, train = RECIPES[kind]
     recipe, options = _recipe(kind, recipe_class, arguments[1:])
     print(recipe, flush=True)
@@ -91,7 +79,8 @@ def _train(arguments):
 
 def _recipe(kind, recipe_class, arguments):
     """Returns the recipe that the words describe, and the other options."""
-    parser = _Parser(prog=f"python -m nnopt train {kind}", description=_described(recipe_class))
+    shown = "\n\n".join(f"{name}: {function.__doc__.strip()}" for name, function in recipe_class.presets.items())
+    parser = jsonargparse.ArgumentParser(f"python -m nnopt train {kind}", description=f"Presets:\n\n{shown}", **STRICT)
     parser.add_argument(
         "--preset", choices=tuple(recipe_class.presets), required=True, help="what the rest starts from"
     )
@@ -102,67 +91,52 @@ def _recipe(kind, recipe_class, arguments):
     parser.add_class_arguments(recipe_class)
     types = {field.name: field.type for field in dataclasses.fields(recipe_class)}
     words = _spelled_out(arguments, types)
-    preset = _preset(words)
-    if preset in recipe_class.presets:
-        parser.set_defaults(dataclasses.asdict(recipe_class.preset(preset)))
     try:
+        preset = parser.parse_args(words).preset
+        parser.set_defaults(dataclasses.asdict(recipe_class.preset(preset)))
         options = parser.parse_args(words)
         return recipe_class(**{name: options[name] for name in types}), options
-    except UsageError as error:
+    except ArgumentError as error:
         named = re.match(r'Parser key "(\w+)":', str(error))
         if named is None or named[1] not in types:
             raise
         kind = getattr(types[named[1]], "__name__", None) if isinstance(types[named[1]], type) else types[named[1]]
         value = next(word for word in reversed(words) if word.startswith(f"--{named[1]}"))[2:]
-        raise UsageError(
-            f"`{named[1]}` must be of type {str(kind).replace('typing.', '')}. Received: {value}"
-        ) from None
+        kind = str(kind).replace("typing.", "")
+        raise ArgumentError(None, f"`{named[1]}` must be of type {kind}. Received: {value}") from None
     except (ValueError, TypeError) as error:
-        raise UsageError(error) from None
-
-
-def _described(recipe_class):
-    shown = "\n\n".join(f"{name}: {function.__doc__.strip()}" for name, function in recipe_class.presets.items())
-    return f"Presets:\n\n{shown}"
+        raise ArgumentError(None, str(error)) from None
 
 
 def _spelled_out(arguments, types):
     """Returns the words with `--set name=value ...` as `--name=value ...`; a tuple may stand without brackets."""
-    words, setting = [], False
-    for word in arguments:
-        if word.startswith("--"):
-            setting = word == "--set"
-            if setting:
-                continue
-        elif setting:
-            name, equals, value = word.partition("=")
-            if not equals or name not in types:
-                raise UsageError(f"`--set` takes name=value, with a name of {', '.join(types)}. Received: {word}")
-            if typing.get_origin(types[name]) is tuple and not value.startswith("["):
-                value = f"[{value}]"
-            word = f"--{name}={value}"
-        words.append(word)
+    settings = argparse.ArgumentParser(add_help=False, **STRICT)
+    settings.add_argument("--set", nargs="+", action="extend", default=[])
+    found, words = settings.parse_known_args(arguments)
+    for word in found.set:
+        name, equals, value = word.partition("=")
+        if not equals or name not in types:
+            rule = f"`--set` takes name=value, with a name of {', '.join(types)}"
+            raise ArgumentError(None, f"{rule}. Received: {word}")
+        bare = typing.get_origin(types[name]) is tuple and not value.startswith("[")
+        words.append(f"--{name}=[{value}]" if bare else f"--{name}={value}")
     return words
 
 
-def _preset(words):
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--preset")
-    return parser.parse_known_args(words)[0].preset
-
-
 def _test(arguments):
-    parser = _Parser(prog="python -m nnopt test", description="Tests the network of a finished run again.")
+    parser = jsonargparse.ArgumentParser(
+        "python -m nnopt test", description="Tests a finished run's network again.", **STRICT
+    )
     parser.add_argument("output", help="the run's folder")
     print(report.summary(image.test_images(parser.parse_args(arguments).output)))
 
 
 def _classify(arguments):
-    parser = _Parser(prog="python -m nnopt classify", description="Names the most probable classes of pictures.")
+    parser = jsonargparse.ArgumentParser("python -m nnopt classify", description="Names what pictures show.", **STRICT)
     parser.add_argument("output", help="the run's folder")
     parser.add_argument("pictures", nargs="+", help="picture files")
     options = parser.parse_args(arguments)
-    for path, best in zip(options.pictures, image.classify(options.output, options.pictures, CLASSES_SHOWN)):
+    for path, best in zip(options.pictures, image.classify(options.output, options.pictures)):
         print(path)
         for name, probability in best:
             print(f"  {probability:7.2%}  {name}")

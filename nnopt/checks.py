@@ -84,8 +84,27 @@ def check_boolean(name, value):
     >>> check_boolean("staircase", True)
     True
     """
-    if not isinstance(value, bool):
-        raise TypeError(f"`{name}` must be True or False. Received: {name}={value!r} (of type {type(value).__name__})")
+    return check_instance(name, value, bool, "True or False")
+
+
+def check_instance(name, value, kind, rule):
+    """Returns `value` if it is an instance of `kind`, a class or a tuple of classes, and raises TypeError otherwise.
+
+    Args:
+        name: Name of the argument, for the message.
+        value: What the caller passed.
+        kind: As the second argument of `isinstance`.
+        rule: What it must be, in words.
+
+    Example:
+
+    >>> check_instance("sizes", 3, (list, tuple), "a list or tuple")
+    Traceback (most recent call last):
+    ...
+    TypeError: `sizes` must be a list or tuple. Received: sizes=3 (of type int)
+    """
+    if not isinstance(value, kind):
+        raise TypeError(f"`{name}` must be {rule}. Received: {name}={value!r} (of type {type(value).__name__})")
     return value
 
 
@@ -102,8 +121,7 @@ def check_choice(name, value, choices):
     'cos'
     """
     rule = "one of " + ", ".join(repr(choice) for choice in choices)
-    if not isinstance(value, str):
-        raise TypeError(f"`{name}` must be {rule}. Received: {name}={value!r} (of type {type(value).__name__})")
+    check_instance(name, value, str, rule)
     if value not in choices:
         raise ValueError(f"`{name}` must be {rule}. Received: {name}={value!r}")
     return value

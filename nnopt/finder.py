@@ -14,7 +14,7 @@ from scipy import signal
 from tqdm import tqdm
 
 from nnopt import _keras, _state
-from nnopt.checks import check_boolean, check_choice, check_integer, check_number, shown
+from nnopt.checks import check_boolean, check_choice, check_instance, check_integer, check_number, shown
 from nnopt.data.ordered import OrderedDataset
 
 RULES = ("valley", "steepest", "minimum")
@@ -419,8 +419,7 @@ def _generator_of(data):
 
 
 def _check_model(model):
-    if not isinstance(model, keras.Model):
-        raise TypeError(f"`model` must be a keras.Model. Received: model={model!r} (of type {type(model).__name__})")
+    check_instance("model", model, keras.Model, "a keras.Model")
     if not model.compiled or model.optimizer is None:
         raise ValueError(f"`model` must be compiled: call `model.compile(...)` first. Received: model={model!r}")
     inner = _keras.inner_optimizer(model.optimizer)

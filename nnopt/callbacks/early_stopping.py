@@ -6,7 +6,7 @@ import threading
 
 import keras
 
-from nnopt.checks import check_boolean, check_choice, check_integer, check_number
+from nnopt.checks import check_boolean, check_choice, check_instance, check_integer, check_number
 
 
 class EarlyStopping(keras.callbacks.EarlyStopping):
@@ -56,13 +56,8 @@ class EarlyStopping(keras.callbacks.EarlyStopping):
         restore_best_weights=True,
         start_from_epoch=0,
     ):
-        if not isinstance(monitor, str):
-            raise TypeError(
-                f"`monitor` must be the name of a metric. Received: monitor={monitor!r} "
-                f"(of type {type(monitor).__name__})"
-            )
         super().__init__(
-            monitor=monitor,
+            monitor=check_instance("monitor", monitor, str, "the name of a metric"),
             min_delta=check_number("min_delta", min_delta, at_least=0),
             patience=check_integer("patience", patience, at_least=0),
             verbose=check_integer("verbose", verbose, at_least=0),

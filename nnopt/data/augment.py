@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from nnopt.checks import check_choice, check_integer
+from nnopt.checks import check_choice, check_instance, check_integer
 
 AUGMENTATIONS = ("crop", "flip", "jitter")
 
@@ -97,8 +97,7 @@ def augmentation(names, image_size, *, seed):
     """
     image_size = check_integer("image_size", image_size, at_least=1)
     seed = check_integer("seed", seed, at_least=0)
-    if not isinstance(names, (tuple, list)):
-        raise TypeError(f"`names` must be a tuple of names. Received: names={names!r} (of type {type(names).__name__})")
+    check_instance("names", names, (tuple, list), "a tuple of names")
     for name in names:
         check_choice("names", name, AUGMENTATIONS)
     if len(set(names)) < len(names):

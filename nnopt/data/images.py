@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from sklearn.model_selection import train_test_split
 
-from nnopt.checks import check_choice, check_integer
+from nnopt.checks import check_choice, check_instance, check_integer
 from nnopt.data.embedded import Dataset, photos
 from nnopt.data.ordered import OrderedDataset
 from nnopt.data.pictures import EncodedPictures, PictureBatches, Pictures
@@ -168,8 +168,7 @@ def evaluation_data(data, part, *, image_size, batch_size):
 
 
 def _check_data(data):
-    if not isinstance(data, (Dataset, Pictures)):
-        raise TypeError(f"`data` must be what `load` returns. Received: data={data!r} (of type {type(data).__name__})")
+    check_instance("data", data, (Dataset, Pictures), "what `load` returns")
 
 
 def _of_bytes(data):

@@ -306,7 +306,7 @@ def _train_stacked(plan, group, runs_at_once, advance):
     def train(number):
         piece = group[number::pieces]
         networks = stack.STACKS[keras.backend.backend()](
-            piece[0].build() if number else template, [initial[run.seed] for run in piece],
+            piece[0].build() if threads > 1 else template, [initial[run.seed] for run in piece],
             [run.optimizer for run in piece], steps, plan.loss, metrics, plan.data.own,
         )  # fmt: skip
         _train(plan, piece, networks, plan.data.own, advance)

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from nnopt.checks import check_integer
+from nnopt.checks import check_instance, check_integer
 
 
 def derived_seeds(seed, count, stream=0):
@@ -52,11 +52,7 @@ def check_seed(seed):
 
 
 def check_sizes(name, value, least):
-    if not isinstance(value, (list, tuple)):
-        raise TypeError(
-            f"`{name}` must be a list or tuple of integers >= 1. "
-            f"Received: {name}={value!r} (of type {type(value).__name__})"
-        )
+    check_instance(name, value, (list, tuple), "a list or tuple of integers >= 1")
     if len(value) < least:
         raise ValueError(f"`{name}` must hold at least {least} integer. Received: {name}={value!r}")
     return tuple(check_integer(f"{name}[{i}]", size, at_least=1) for i, size in enumerate(value))

@@ -10,7 +10,7 @@ from keras import ops
 
 from nnopt._gradients import value_and_gradients
 from nnopt._keras import inner_optimizer
-from nnopt.checks import check_choice, check_integer
+from nnopt.checks import check_choice, check_instance, check_integer
 from nnopt.models._common import check_activation, check_seed, check_sizes, derived_seeds
 from nnopt.models.feedforward import mlp
 
@@ -398,9 +398,7 @@ def _prepared(name, optimizer, network):
 
 def _check_networks(generator, discriminator):
     for name, network in (("generator", generator), ("discriminator", discriminator)):
-        if not isinstance(network, keras.Model):
-            kind = type(network).__name__
-            raise TypeError(f"`{name}` must be a keras.Model. Received: {name}={network!r} (of type {kind})")
+        check_instance(name, network, keras.Model, "a keras.Model")
         shapes = (network.input_shape, network.output_shape) if network.built and network.inputs else (None, None)
         if not all(isinstance(shape, tuple) and all(isinstance(size, int) for size in shape[1:]) for shape in shapes):
             raise ValueError(

@@ -2,7 +2,7 @@
 
 import keras
 
-from nnopt.checks import check_boolean, check_choice, check_integer, check_number
+from nnopt.checks import check_boolean, check_choice, check_instance, check_integer, check_number
 from nnopt.models._common import check_sizes, derived_seeds, logits_dtype
 
 CELLS = {"simple": keras.layers.SimpleRNN, "lstm": keras.layers.LSTM, "gru": keras.layers.GRU}
@@ -112,9 +112,7 @@ def _check_sequence_shape(input_shape, vocabulary, embedding, mask_value):
                 f"Received: mask_value={mask_value!r}"
             )
     rule = "(time, features)" if vocabulary is None else "(time,)"
-    if not isinstance(input_shape, (list, tuple)):
-        kind = type(input_shape).__name__
-        raise TypeError(f"`input_shape` must be {rule}. Received: input_shape={input_shape!r} (of type {kind})")
+    check_instance("input_shape", input_shape, (list, tuple), rule)
     if len(input_shape) != (2 if vocabulary is None else 1):
         raise ValueError(f"`input_shape` must be {rule}. Received: input_shape={input_shape!r}")
     first, *rest = input_shape

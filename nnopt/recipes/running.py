@@ -189,19 +189,15 @@ class Devices:
             )
 
 
+@contextlib.contextmanager
 def dtype_policy(name):
     """Returns a context in which layers are made with a dtype policy; the one before comes back."""
-
-    @contextlib.contextmanager
-    def context():
-        before = keras.config.dtype_policy()
-        keras.config.set_dtype_policy(name)
-        try:
-            yield
-        finally:
-            keras.config.set_dtype_policy(before)
-
-    return context()
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 def choose_jit(wanted, devices, build, train, steps=3):
