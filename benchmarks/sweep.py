@@ -46,27 +46,29 @@ def seconds(function):
 
 
 class SweepClock:
-    """Seconds of an epoch of a sweep: the first two, which compile, do not count."""
+    """Seconds of an epoch of all runs of a sweep: the first two, which compile, do not count."""
 
     def __init__(self, network, data, runs, epochs=12):
+        self.runs = runs
         self.train = functools.partial(
             lab.sweep, network, data, keras.optimizers.Adam, seeds=range(runs), epochs=epochs, batch_size=BATCH
         )
 
     def __call__(self):
-        ends = []
+        ends = []  # (time, epochs of single runs so far): stacks side by side end theirs one by one
         from nnopt.lab import training
 
         class Bar(training.tqdm):
             def update(self, number=1):
-                ends.append(time.perf_counter())
+                ends.append((time.perf_counter(), number + (ends[-1][1] if ends else 0)))
 
         shown, training.tqdm = training.tqdm, Bar
         try:
             self.train(progress=False)
         finally:
             training.tqdm = shown
-        return (ends[-1] - ends[1]) / (len(ends) - 2)
+        began, compiled = next(end for end in ends if end[1] >= 2 * self.runs)
+        return (ends[-1][0] - began) * self.runs / (ends[-1][1] - compiled)
 
 
 def prepared_fits(network, data, steps_per_execution=1):
