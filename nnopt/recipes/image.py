@@ -243,7 +243,7 @@ def cpu():
     to 84.9 %. `--set epochs=20` fits an hour, too.
     """
     return ImageRecipe(
-        data="cifar10", depth=20, epochs=12, optimizer="sgd", learning_rate=0.4, weight_decay=2e-3,
+        data="cifar10", depth=20, epochs=20, optimizer="sgd", learning_rate=0.4, weight_decay=2e-3,
         schedule="one_cycle", warmup=0.25,
     )  # fmt: skip
 
