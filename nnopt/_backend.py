@@ -6,10 +6,11 @@ import logging
 import keras
 
 
-def threads(number=None):
+def threads(number=None, operations=None):
     """Returns how many threads one operation may use on the running backend, and sets it if a number is given.
 
-    0 stands for TensorFlow's own choice. JAX takes no orders: None, whatever the number.
+    0 stands for TensorFlow's own choice. JAX takes no orders: None, whatever the number. `operations` sets how many
+    operations TensorFlow computes at a time.
 
     Raises:
         RuntimeError: TensorFlow has computed something with another number of threads.
@@ -19,6 +20,8 @@ def threads(number=None):
 
         if number is not None:
             config.threading.set_intra_op_parallelism_threads(number)
+        if operations is not None:
+            config.threading.set_inter_op_parallelism_threads(operations)
         return config.threading.get_intra_op_parallelism_threads()
     if keras.backend.backend() == "torch":
         import torch

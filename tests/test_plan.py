@@ -189,19 +189,28 @@ def train(block, grid, seeds, part):
 RATES = [0.01, 0.03, 0.1, 0.3, 1.0]
 
 
-def test_each_side_is_tuned_on_all_and_on_both_halves_of_its_grid(book):
+def test_each_side_is_tuned_on_all_and_on_both_halves_of_its_grid(book, monkeypatch):
+    monkeypatch.setenv("NNOPT_FULL", "1")
     sides = {"a": {"best": [0.1], "rate": RATES}, "b": {"best": [0.3], "rate": RATES}}
     runs = run_blocks(make(), train, sides, along="rate", metric="loss")
     assert runs.picked[0] == {
         "a": {"all": 0.1, "even": 0.1, "odd": 0.3},
         "b": {"all": 0.3, "even": 0.1, "odd": 0.3},
     }
-    assert runs.picks("b") == [0.3, 0.3]
-    assert runs.values("a", "loss").shape == (2, 3)
+    assert runs.picks("b") == [0.3] * 8
+    assert runs.values("a", "loss").shape == (8, 3)
     pair = runs.pair("b", "a", "loss")
     np.testing.assert_allclose(pair["treatment"], pair["control"])
     (_, (treatment, control)) = pair["thinned"]
     assert np.all(treatment < control)
+
+
+def test_a_quick_run_decides_nothing_and_so_trains_no_halves(book):
+    sides = {"a": {"best": [0.1], "rate": RATES}, "b": {"best": [0.3], "rate": RATES}}
+    runs = run_blocks(make(), train, sides, along="rate", metric="loss")
+    assert runs.picked == [{"a": {"all": 0.1}, "b": {"all": 0.3}}] * 2
+    assert [len(one.runs) for one in runs.deciding] == [6, 6]
+    assert runs.pair("b", "a", "loss")["thinned"] == []
 
 
 def test_an_optimum_at_the_end_of_its_grid_stops_the_full_run(book, monkeypatch):

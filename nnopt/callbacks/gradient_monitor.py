@@ -75,16 +75,6 @@ class GradientMonitor(keras.callbacks.Callback):
         }
         return {"step": np.asarray(self._records["step"], "int64"), **norms}
 
-    def table(self):
-        """Returns the last record as a list of dicts, one for a layer."""
-        if not self._records["step"]:
-            return []
-        last = {name: rows[-1] for name, rows in self._records.items() if name != "step"}
-        return [
-            {"layer": layer, **{name: float(row[index]) for name, row in last.items()}}
-            for index, layer in enumerate(self.layers)
-        ]
-
     def on_train_begin(self, logs=None):
         if not self.model.built:
             self.model(self._batch[0])

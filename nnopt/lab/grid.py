@@ -87,7 +87,8 @@ def _in_a_process(function, threads, setting, seed):
 
 @functools.lru_cache(maxsize=1)  # once in each process, where what `train` keeps outside itself then stays
 def _loaded(function, threads):
-    _backend.threads(threads)  # sums over other numbers of threads have other last bits
+    # Sums over other numbers of threads have other last bits; operations side by side only take from other processes.
+    _backend.threads(threads, operations=1)
     return pickle.loads(function)
 
 

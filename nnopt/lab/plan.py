@@ -152,8 +152,8 @@ class Plan:
 def run_blocks(plan, train, sides, along, metric, mode=None, natural=()):
     """Tunes every side of every block on its own seeds, then trains what was chosen on the deciding seeds.
 
-    Each side is also tuned on every second value of its grid, both halves, so that a verdict that hangs on the grid
-    shows.
+    In the full run each side is also tuned on every second value of its grid, both halves, so that a verdict that hangs
+    on the grid shows.
 
     Args:
         plan: A `Plan`.
@@ -179,7 +179,7 @@ def run_blocks(plan, train, sides, along, metric, mode=None, natural=()):
     runs, edges = BlockRuns(sides, along), []
     for block in tqdm(plan.blocks(), desc="tuning", unit="block"):
         runs.tuning.append(train(block, list(sides.values()), block.tuning_seeds, "validation"))
-        picks = {name: _picks(runs.tuning[-1], sides[name], along, metric, sign) for name in sides}
+        picks = {name: _picks(runs.tuning[-1], sides[name], along, metric, sign, plan.full) for name in sides}
         runs.picked.append(picks)
         for name, pick in picks.items():
             values = list(sides[name][along])
@@ -200,7 +200,8 @@ class BlockRuns:
     Attributes:
         tuning: List of `SweepResult`, one a block.
         deciding: The same, of the deciding seeds.
-        picked: List of dicts side -> {"all", "even", "odd"} -> the value chosen on that part of the grid.
+        picked: List of dicts side -> {"all", and in the full run "even", "odd"} -> the value chosen on that part of
+            the grid.
     """
 
     def __init__(self, sides, along):
@@ -223,7 +224,7 @@ class BlockRuns:
     def pair(self, treatment, control, metric):
         """Returns the arguments `treatment`, `control` and `thinned` of `Plan.decide` for two sides."""
         full, *halves = [
-            tuple(self.values(side, metric, grid) for side in (treatment, control)) for grid in ("all", "even", "odd")
+            tuple(self.values(side, metric, grid) for side in (treatment, control)) for grid in self.picked[0][control]
         ]
         return {"treatment": full[0], "control": full[1], "thinned": halves}
 
@@ -265,8 +266,8 @@ def _fixed(grid, along):
     return {name: next(iter(values)) for name, values in grid.items() if name != along}
 
 
-def _picks(result, grid, along, metric, sign):
+def _picks(result, grid, along, metric, sign, halves):
     values, fixed = list(grid[along]), _fixed(grid, along)
     scores = {value: sign * np.mean(result.select(**fixed, **{along: value}).final(metric)) for value in values}
-    parts = {"all": values, "even": values[0::2], "odd": values[1::2]}
+    parts = {"all": values} | ({"even": values[0::2], "odd": values[1::2]} if halves else {})
     return {name: min(part, key=lambda value: (np.isnan(scores[value]), scores[value])) for name, part in parts.items()}
