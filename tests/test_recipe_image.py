@@ -325,6 +325,27 @@ def test_a_complete_run_is_reported_again_and_trained_no_more(run):
     assert {**again, "training": None} == {**run[1], "training": None}
 
 
+def test_two_processes_do_not_train_in_one_folder(run):
+    before = (run[0] / "history.csv").read_text()
+    with running.RunFolder(run[0]).alone():
+        with pytest.raises(ValueError, match="Another process is training in this folder. Received: .*whole"):
+            recipes.train_images(TINY, run[0], save_every=2)
+    assert (run[0] / "history.csv").read_text() == before
+
+
+def test_a_killed_process_gives_its_folder_free(tmp_path):
+    script = f"""
+import os
+from nnopt.recipes.running import RunFolder
+with RunFolder({str(tmp_path)!r}).alone():
+    os.kill(os.getpid(), 9)
+"""
+    assert subprocess.run([sys.executable, "-c", script]).returncode == -9
+    with running.RunFolder(tmp_path).alone():
+        assert len(list(tmp_path.iterdir())) == 1
+    assert not list(tmp_path.iterdir())
+
+
 def test_testing_again_gives_the_same_report(run):
     before = (run[0] / "report.json").read_text()
     assert recipes.test_images(run[0])["top_1"] == run[1]["top_1"]

@@ -294,7 +294,8 @@ def train_images(recipe, output, *, strategy="none", save_every=200):
         The report, a dict: see `nnopt.recipes.report.measure`.
 
     Raises:
-        ValueError: The folder holds another run, or the strategy does not fit backend or data.
+        ValueError: The folder holds another run, another process trains in it, or the strategy does not fit backend or
+            data.
         OSError: The data set is missing, or the folder cannot be written.
         FloatingPointError: The loss became NaN.
     """
@@ -318,12 +319,13 @@ def train_images(recipe, output, *, strategy="none", save_every=200):
     settings = folder.begin(
         recipe, devices, lambda: running.choose_jit(recipe.jit_compile, devices, lambda jit: build(jit)[1], train)
     )
-    network, model = build(settings["jit_compile"])
-    training = running.fit(model, train, validation, sizes[0], recipe.epochs, folder, devices, save_every)
-    saved = recipe.build_network(channels, data.classes)  # without a layer of ours, so that plain Keras loads it
-    saved.set_weights(network.get_weights())
-    folder.save_model(saved)
-    return _report(folder, recipe, data, {**training, **settings})
+    with folder.alone():
+        network, model = build(settings["jit_compile"])
+        training = running.fit(model, train, validation, sizes[0], recipe.epochs, folder, devices, save_every)
+        saved = recipe.build_network(channels, data.classes)  # without a layer of ours, so that plain Keras loads it
+        saved.set_weights(network.get_weights())
+        folder.save_model(saved)
+        return _report(folder, recipe, data, {**training, **settings})
 
 
 def test_images(output):

@@ -16,6 +16,7 @@ import time
 from importlib import metadata
 
 import keras
+import portalocker
 from tqdm import tqdm
 
 from nnopt.callbacks import Resume
@@ -78,6 +79,20 @@ class RunFolder:
         own |= {"jit_compile": choose_jit(), "versions": versions(), "machine": machine()}
         self.write("versions.json", json.dumps(own, indent=2) + "\n")
         return own
+
+    @contextlib.contextmanager
+    def alone(self):
+        """Refuses a folder that another process is training in; its end, even by a kill, gives the folder free."""
+        lock = portalocker.Lock(self.path / "running.part.lock", "a", timeout=0)
+        try:
+            lock.acquire()
+        except portalocker.exceptions.LockException as error:
+            raise ValueError(f"Another process is training in this folder. Received: {self.path}") from error
+        try:
+            yield
+        finally:
+            (self.path / "running.part.lock").unlink(missing_ok=True)
+            lock.release()
 
     def read(self, name):
         """Returns a file's text.
