@@ -327,9 +327,9 @@ def test_a_complete_run_is_reported_again_and_trained_no_more(run):
 
 def test_two_processes_do_not_train_in_one_folder(run):
     before = (run[0] / "history.csv").read_text()
-    with running.RunFolder(run[0]).alone():
-        with pytest.raises(ValueError, match="Another process is training in this folder. Received: .*whole"):
-            recipes.train_images(TINY, run[0], save_every=2)
+    message = r"Another process is training in this folder\. Received: .*whole"
+    with running.RunFolder(run[0]).alone(), pytest.raises(ValueError, match=message):
+        recipes.train_images(TINY, run[0], save_every=2)
     assert (run[0] / "history.csv").read_text() == before
 
 
