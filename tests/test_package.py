@@ -48,7 +48,8 @@ def pip(folder, *arguments):
 def test_the_wheel_holds_every_module(wheel):
     with zipfile.ZipFile(wheel) as archive:
         assert {name for name in archive.namelist() if name.endswith(".py")} == set(MODULES)
-        assert {"nnopt/lab/article.csv", "nnopt/lab/book.mplstyle", "nnopt/lab/colors.csv"} <= set(archive.namelist())
+        tables = {"data/number_phrases.json", "lab/article.csv", "lab/book.mplstyle", "lab/colors.csv"}
+        assert {f"nnopt/{name}" for name in tables} <= set(archive.namelist())
 
 
 def test_what_is_installed_from_the_wheel_is_imported_from_there(wheel, tmp_path):

@@ -8,7 +8,9 @@ weekdays, currencies, units and countries are those of the Unicode CLDR, through
 import dataclasses
 import datetime
 import functools
+import json
 import re
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,50 +18,10 @@ import numpy as np
 from nnopt.checks import check_integer
 from nnopt.data.embedded import Dataset
 
-# The words of both sides, each with a tag after a slash: words of one tag are translations of each other. A slot in
-# braces is filled with words that bring their own alignment. Punctuation is written without a space before it.
-FRAMES = (
-    ("the/a bridge/b is/c {number} {length} long/d ./z", "die/a Brücke/b ist/c {number} {length} lang/d ./z"),
-    ("the/a tower/b is/c {number} {height} high/d ./z", "der/a Turm/b ist/c {number} {height} hoch/d ./z"),
-    ("the/a lake/b is/c {number} {height} deep/d ./z", "der/a See/b ist/c {number} {height} tief/d ./z"),
-    ("the/a suitcase/b weighs/c {number} {weight} ./z", "der/a Koffer/b wiegt/c {number} {weight} ./z"),
-    ("the/a tank/b holds/c {number} {volume} ./z", "der/a Tank/b fasst/c {number} {volume} ./z"),
-    ("the/a film/b lasts/c {number} {time} ./z", "der/a Film/b dauert/c {number} {time} ./z"),
-    (
-        "she/a says/b that/c the/d road/e is/f {number} {length} long/g ./z",
-        "sie/a sagt/b , dass/c die/d Straße/e {number} {length} lang/g ist/f ./z",
-    ),
-    (
-        "he/a believes/b that/c the/d box/e weighs/f {number} {weight} ./z",
-        "er/a glaubt/b , dass/c die/d Kiste/e {number} {weight} wiegt/f ./z",
-    ),
-    ("I/a have/b bought/c {number} {thing} ./z", "ich/a habe/b {number} {thing} gekauft/c ./z"),
-    ("we/a have/b seen/c {number} {thing} ./z", "wir/a haben/b {number} {thing} gesehen/c ./z"),
-    ("they/a want/b to/c sell/c {number} {thing} ./z", "sie/a wollen/b {number} {thing} verkaufen/c ./z"),
-    ("the/a ticket/b costs/c {price} ./z", "die/a Karte/b kostet/c {price} ./z"),
-    ("you/a must/b pay/c {price} ./z", "du/a musst/b {price} bezahlen/c ./z"),
-    ("he/a has/b paid/c {price} for/d the/e car/f ./z", "er/a hat/b {price} für/d das/e Auto/f bezahlt/c ./z"),
-    ("the/a city/b has/c {million} inhabitants/d ./z", "die/a Stadt/b hat/c {million} Einwohner/d ./z"),
-    ("we/a flew/b to/c {country} {on_date} ./z", "wir/a flogen/b {on_date} nach/c {country} ./z"),
-    ("I/a have/b traveled/c to/d {country} {on_date} ./z", "ich/a bin/b {on_date} nach/d {country} gereist/c ./z"),
-    ("the/a letter/b came/c {on_weekday} ./z", "der/a Brief/b kam/c {on_weekday} ./z"),
-    ("today/a is/b {the_date} ./z", "heute/a ist/b {the_date} ./z"),
-    ("she/a was/b born/c {on_date} ./z", "sie/a wurde/b {on_date} geboren/c ./z"),
-)
-THINGS = (
-    ("books", "Bücher"), ("houses", "Häuser"), ("chairs", "Stühle"), ("trees", "Bäume"), ("letters", "Briefe"),
-    ("eggs", "Eier"), ("bicycles", "Fahrräder"), ("pictures", "Bilder"), ("bottles", "Flaschen"), ("birds", "Vögel"),
-)  # fmt: skip
-UNITS = {
-    "height": ("length-meter",),
-    "length": ("length-meter", "length-kilometer"),
-    "weight": ("mass-kilogram", "mass-gram"),
-    "volume": ("volume-liter",),
-    "time": ("duration-minute", "duration-hour", "duration-second"),
-}
-CURRENCIES = ("EUR", "USD", "GBP", "CHF", "JPY")
-WITH_CENTS = ("EUR", "USD")
-COUNTRIES = ("IT", "ES", "FR", "AT", "PL", "DK", "SE", "NO", "PT", "GR", "JP", "CA", "BR", "IN", "EG", "MX")
+# The words of both sides of a frame have a tag after a slash: words of one tag are translations of each other. A slot
+# in braces is filled with words that bring their own alignment. Punctuation is written without a space before it.
+_TABLES = json.loads(Path(__file__).with_name("number_phrases.json").read_text(encoding="utf-8"))
+FRAMES, DATES, UNITS = _TABLES["frames"], _TABLES["dates"], _TABLES["units"]
 YEARS = range(1910, 2030)
 SHARES = (0.7, 0.15, 0.15)  # of the numbers, for training, validation and test
 PARTS = ("train", "validation", "test")
@@ -180,67 +142,60 @@ class _Writer:
         return list(found.values())
 
     def sentence(self, clauses):
-        english, german = [], []
-        for clause in range(clauses):
-            one, other = self.clause(f"{clause}")
-            if clause:
-                joint = (f"{clause}", "joint")
+        sides = self.clause("0")
+        for number in range(1, clauses):
+            for words, joint, more in zip(sides, ("and", "und"), self.clause(f"{number}")):
                 # The full stop of the clause before gives way to ", and".
-                english[-1:] = [_Word(","), _Word("and", joint)]
-                german[-1:] = [_Word(","), _Word("und", joint)]
-            english, german = english + one, german + other
-        return english, german
+                words[-1:] = [_Word(","), _Word(joint, (f"{number}", "joint")), *more]
+        return sides
 
     def clause(self, name):
-        english, german = FRAMES[self.random.integers(len(FRAMES))]
-        fillings = {slot: self.filling(slot, f"{name}{slot}") for slot in re.findall(r"\{(\w+)\}", english)}
-        return _filled(english, 0, fillings, name), _filled(german, 1, fillings, name)
+        frame = self._one_of(FRAMES)
+        slots = re.findall(r"\{(\w+)\}", frame[0])
+        return _filled(frame, {slot: self.filling(slot, f"{name}{slot}") for slot in slots}, name)
 
     def filling(self, slot, name):
         """Returns the English and the German words for a slot of the frames."""
-        return self._unit(UNITS[slot], name) if slot in UNITS else getattr(self, slot)(name)
+        if slot in UNITS:
+            return _name("unit", self._one_of(UNITS[slot]), name)
+        return self._date(slot, name) if slot in DATES else getattr(self, f"_{slot}")(name)
 
-    def number(self, name):
-        return _cardinal(self._pick(self._numbers_of_any_length()), name)
-
-    def million(self, name):
-        count = self._pick(self.owned[self.owned < 1000])
-        return _cardinal(int(count) * 10**6, name)
-
-    def price(self, name):
-        currency = CURRENCIES[self.random.integers(len(CURRENCIES))]
-        english, german = _cardinal(self._pick(self._numbers_of_any_length()), name)
-        names = _currency(currency)
-        english, german = english + _linked(names[0], (name, "name")), german + _linked(names[1], (name, "name"))
-        if currency in WITH_CENTS and self.random.random() < 0.5:
-            cents = _cardinal(self._pick(self.small), f"{name}cents")
-            english += [_Word("and", (name, "and")), *cents[0], _Word("cents", (name, "cents"))]
-            german += [_Word("und", (name, "and")), *cents[1], _Word("Cent", (name, "cents"))]
-        return english, german
-
-    def thing(self, name):
-        return _pair(THINGS[self.random.integers(len(THINGS))], name)
-
-    def country(self, name):
-        return _pair(_countries()[self.random.integers(len(COUNTRIES))], name)
-
-    def on_date(self, name):
-        return self._date(name, [_Word("on", (name, "on")), _Word("the", (name, "on"))], [_Word("am", (name, "on"))])
-
-    def the_date(self, name):
-        return self._date(name, [_Word("the", (name, "the"))], [_Word("der", (name, "the"))], ending="")
-
-    def on_weekday(self, name):
-        date = self._day()
-        weekday = _weekdays()[date.weekday()]
-        english, german = [_Word("on", (name, "on"))], [_Word("am", (name, "on"))]
-        english += [_Word(weekday[0], (name, "weekday")), _Word(","), _Word("the", (name, "the"))]
-        german += [_Word(weekday[1], (name, "weekday")), _Word(","), _Word("dem", (name, "the"))]
-        return self._date(name, english, german, date=date)
-
-    def _numbers_of_any_length(self):
+    def _number(self, name):
         # Half of the numbers below one hundred: the place where the two languages differ.
-        return self.small if self.random.random() < 0.5 else self.owned
+        return _cardinal(self._pick(self.small if self.random.random() < 0.5 else self.owned), name)
+
+    def _million(self, name):
+        return _cardinal(self._pick(self.owned[self.owned < 1000]) * 10**6, name)
+
+    def _price(self, name):
+        currency = self._one_of(_TABLES["currencies"])
+        fillings = {"number": self._number(f"{name}number"), "currency": _name("currency", currency, f"{name}currency")}
+        with_cents = currency in _TABLES["currencies_with_cents"] and self.random.random() < 0.5
+        if with_cents:
+            fillings["cents"] = _cardinal(self._pick(self.small), f"{name}cents")
+        return _filled(_TABLES["prices"][with_cents], fillings, name)
+
+    def _thing(self, name):
+        return _linked(self._one_of(_TABLES["things"]), name)
+
+    def _country(self, name):
+        return _name("country", self._one_of(_TABLES["countries"]), name)
+
+    def _date(self, slot, name):
+        year = 2000 if self.years is None else int(self.random.choice(self.years))
+        date = datetime.date(year, 1, 1) + datetime.timedelta(days=int(self.random.integers(365)))
+        fillings = {
+            "day": _ordinal(date.day, f"{name}day", "" if slot == "the_date" else "n"),
+            "weekday": _name("weekday", date.weekday(), f"{name}weekday"),
+            "month": _name("month", date.month, f"{name}month"),
+            "year": ([], []) if self.years is None else _year(year, f"{name}year"),
+        }
+        if self.years is not None:
+            self.used.add(year)
+        return _filled(DATES[slot], fillings, name)
+
+    def _one_of(self, items):
+        return items[self.random.integers(len(items))]
 
     def _pick(self, numbers):
         """Returns one of the part's numbers, or, once in five times, one of a single word."""
@@ -250,54 +205,29 @@ class _Writer:
         self.used.add(number)
         return number
 
-    def _unit(self, units, name):
-        return _pair(_unit_names(units[self.random.integers(len(units))]), name)
 
-    def _day(self):
-        year = 2000 if self.years is None else int(self.random.choice(self.years))
-        return datetime.date(year, 1, 1) + datetime.timedelta(days=int(self.random.integers(365)))
-
-    def _date(self, name, english, german, ending="n", date=None):
-        date = self._day() if date is None else date
-        day = _ordinal(date.day, f"{name}day", ending)
-        month = _months()[date.month - 1]
-        english, german = english + day[0], german + day[1]
-        english += [_Word("of"), _Word(month[0], (name, "month"))]
-        german += [_Word(month[1], (name, "month"))]
-        if self.years is None:
-            return english, german
-        self.used.add(date.year)
-        year = _year(date.year, f"{name}year")
-        return english + year[0], german + year[1]
+def _filled(frame, fillings, name):
+    """Returns the words of both sides of a frame, whose tags get a name that no other frame of the sentence has."""
+    sides = []
+    for side, text in enumerate(frame):
+        words = []
+        for token in text.split():
+            word, _, tag = token.partition("/")
+            words += fillings[token[1:-1]][side] if token[0] == "{" else [_Word(word, (name, tag) if tag else None)]
+        sides.append(words)
+    return tuple(sides)
 
 
-def _filled(frame, side, fillings, name):
-    words = []
-    for token in frame.split():
-        if token.startswith("{"):
-            words += fillings[token[1:-1]][side]
-            continue
-        text, _, tag = token.partition("/")
-        words.append(_Word(text, (name, tag) if tag else None))
-    return words
-
-
-def _pair(names, name):
-    return tuple(_linked(side, (name, "name")) for side in names)
-
-
-def _linked(text, tag):
-    return [_Word(part, tag) for part in text.split()]
+def _linked(names, name):
+    """Returns the words of an English name and of its translation, all linked."""
+    return tuple([_Word(word, (name, "name")) for word in text.split()] for text in names)
 
 
 @functools.cache
-def _spelling(language, ordinal=False):
+def _spelling(language):
     """Returns word -> value of the words that numbers are made of."""
     from num2words import num2words
 
-    if ordinal:
-        values = [*range(1, 21), 30]
-        return {num2words(value, to="ordinal", lang=language): value for value in values}
     words = {num2words(value, lang=language): value for value in [*range(21), *range(30, 100, 10)]}
     scales = {
         "en": {"hundred": 100, "thousand": 1000, "million": 10**6, "and": None},
@@ -306,140 +236,80 @@ def _spelling(language, ordinal=False):
     return words | scales[language]
 
 
-def _roles(values):
-    """Returns for each value what it is in the number: (value of its group, kind), the same in both languages."""
-    roles, group, hundred = [], 1, False
-    for value in reversed(values):
-        if value is None:
-            roles.append(None)
-        elif value >= 1000:
-            group, hundred = value, False
-            roles.append((group, "scale"))
-        elif value == 100:
-            hundred = True
-            roles.append((group, "hundred"))
-        else:
-            roles.append((group, "hundreds" if hundred else "tens" if value >= 20 else "ones"))
-    return roles[::-1]
-
-
 @functools.cache
-def _german_pattern():
-    return re.compile("|".join(sorted(_spelling("de"), key=len, reverse=True)))
+def _parts(number, language, to="cardinal"):
+    """Returns the parts of a spelled number: forty-one -> forty, one; einundvierzig -> ein, und, vierzig."""
+    from num2words import num2words
 
-
-def _german_parts(text):
-    """Returns the parts of a German number: einundvierzig -> ein, und, vierzig."""
-    parts = []
-    for word in text.split():
-        pieces = _german_pattern().findall(word)
-        if "".join(pieces) != word:
-            raise RuntimeError(f"num2words spelled a number in a way that cannot be parted: {text!r}")
-        parts += pieces
+    text = num2words(number, lang=language, to=to)
+    parts = re.findall("|".join(sorted(_spelling(language), key=len, reverse=True)), text)
+    if "".join(parts) != re.sub("[ ,-]", "", text):
+        raise RuntimeError(f"num2words spelled a number in a way that cannot be parted: {text!r}")
     return parts
 
 
-def _english_parts(text):
-    """Returns the parts of an English number: forty-one -> forty, one."""
-    return re.findall(r"\w+", text)
+def _roles(parts, language):
+    """Returns for each part what it is in the number: (value of its group, kind), the same in both languages."""
+    roles, group, hundred = [], 1, False
+    for value in map(_spelling(language).get, reversed(parts)):
+        if value is None:
+            roles.append(None)
+            continue
+        if value >= 1000:
+            group, hundred = value, False
+        kind = "scale" if value >= 1000 else "hundreds" if hundred else "tens" if value >= 20 else "ones"
+        roles.append((group, "hundred" if value == 100 else kind))
+        hundred = hundred or value == 100
+    return roles[::-1]
 
 
-def _tagged(sides, name):
-    """Returns the words of both sides, where equal roles of this number are translations of each other."""
-    return tuple([_Word(text, (name, *role) if role else None) for text, role in zip(*side)] for side in sides)
+def _tagged(parts, roles, name):
+    """Returns the words of one side, where equal roles of this number are translations of each other."""
+    return [_Word(text, (name, *role) if role else None) for text, role in zip(parts, roles)]
 
 
 def _cardinal(number, name):
-    return _tagged(_spelled_cardinal(number), name)
+    sides = ((_parts(number, language), language) for language in ("en", "de"))
+    return tuple(_tagged(parts, _roles(parts, language), name) for parts, language in sides)
 
 
 def _year(year, name):
-    return _tagged(_spelled_year(year), name)
+    """Returns a year: "nineteen ninety-five" and "neunzehnhundertfünfundneunzig"; a plain number from 2000 on."""
+    if year >= 2000:
+        return _cardinal(year, name)
+    (century, *rest), german = _parts(year, "en", "year"), _parts(year, "de", "year")
+    first, _, *others = _roles([century, "hundred", *rest], "en")  # with the "hundred" that English leaves out
+    return _tagged([century, *rest], [first, *others], name), _tagged(german, _roles(german, "de"), name)
 
 
 def _ordinal(day, name, ending):
-    return _tagged(_spelled_ordinal(day, ending), name)
-
-
-@functools.cache
-def _spelled_cardinal(number):
-    """Returns for both languages the parts of a number and their roles."""
-    from num2words import num2words
-
-    english, german = _english_parts(num2words(number, lang="en")), _german_parts(num2words(number, lang="de"))
-    return (english, _roles(_values(english, "en"))), (german, _roles(_values(german, "de")))
-
-
-@functools.cache
-def _spelled_year(year):
-    """Returns a year: "nineteen ninety-five" and "neunzehnhundertfünfundneunzig"; a plain number from 2000 on."""
-    from num2words import num2words
-
-    if year >= 2000:
-        return _spelled_cardinal(year)
-    english = _english_parts(num2words(year, to="year", lang="en"))
-    century, *rest = _values(english, "en")
-    roles = _roles([century, 100, *rest])  # with the "hundred" that English leaves out
-    german = _german_parts(num2words(year, to="year", lang="de"))
-    return (english, [roles[0], *roles[2:]]), (german, _roles(_values(german, "de")))
-
-
-@functools.cache
-def _spelled_ordinal(day, ending):
     """Returns the day of a month: "twenty-first" and "einundzwanzigste" with a case ending."""
     from num2words import num2words
 
-    english = _english_parts(num2words(day, to="ordinal", lang="en"))
-    ordinals = _spelling("en") | _spelling("en", ordinal=True)
-    text = num2words(day, to="ordinal", lang="de")
+    english, german = re.findall(r"\w+", num2words(day, to="ordinal", lang="en")), _parts(day, "de")
     # Only the last part is an ordinal, "zwanzigste"; what comes before it is spelled as in a cardinal.
-    last = next(word for word in sorted(_spelling("de", ordinal=True), key=len, reverse=True) if text.endswith(word))
-    before = _german_parts(text.removesuffix(last))
-    values = [*_values(before, "de"), _spelling("de", ordinal=True)[last]]
-    return (
-        (english, _roles([ordinals[part] for part in english])),
-        ([*before, last + ending], _roles(values)),
-    )
+    last = num2words(day, to="ordinal", lang="de").removeprefix("".join(german[:-1])) + ending
+    roles = _roles(_parts(day, "en"), "en"), _roles(german, "de")
+    return _tagged(english, roles[0], name), _tagged([*german[:-1], last], roles[1], name)
 
 
-def _values(parts, language):
-    return [_spelling(language)[part] for part in parts]
+def _name(kind, key, name):
+    return _linked(_cldr_names(kind, key), name)
 
 
 @functools.cache
-def _locales():
-    from babel import Locale
+def _cldr_names(kind, key):
+    """Returns the English and the German name of a month, weekday, country, currency or unit."""
+    from babel import Locale, numbers, units
 
-    return Locale("en"), Locale("de")
-
-
-@functools.cache
-def _months():
-    return [tuple(locale.months["format"]["wide"][month] for locale in _locales()) for month in range(1, 13)]
-
-
-@functools.cache
-def _weekdays():
-    return [tuple(locale.days["format"]["wide"][day] for locale in _locales()) for day in range(7)]
-
-
-@functools.cache
-def _countries():
-    return [tuple(locale.territories[country] for locale in _locales()) for country in COUNTRIES]
-
-
-@functools.cache
-def _currency(code):
-    from babel.numbers import get_currency_name
-
-    return tuple(get_currency_name(code, count=2, locale=locale) for locale in _locales())
-
-
-@functools.cache
-def _unit_names(unit):
-    from babel.units import format_unit
-
-    return tuple(format_unit(2, unit, "long", locale=locale).removeprefix("2 ") for locale in _locales())
+    names_of = {
+        "month": lambda locale: locale.months["format"]["wide"][key],
+        "weekday": lambda locale: locale.days["format"]["wide"][key],
+        "country": lambda locale: locale.territories[key],
+        "currency": lambda locale: numbers.get_currency_name(key, count=2, locale=locale),
+        "unit": lambda locale: units.format_unit(2, key, "long", locale=locale).removeprefix("2 "),
+    }
+    return tuple(names_of[kind](Locale(language)) for language in ("en", "de"))
 
 
 def _collected(made):
