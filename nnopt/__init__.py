@@ -5,13 +5,14 @@ from nnopt._start import without_tensorflow_notices
 with without_tensorflow_notices():
     import keras  # noqa: F401
 
-from nnopt import callbacks, data, models, schedules
+from nnopt import callbacks, data, decoding, models, schedules
 from nnopt.finder import LearningRateCurve, find_learning_rate
 
 __all__ = [
     "LearningRateCurve",
     "callbacks",
     "data",
+    "decoding",
     "find_learning_rate",
     "models",
     "schedules",
