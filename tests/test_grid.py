@@ -62,6 +62,7 @@ def test_a_label_stands_in_runs_and_its_value_reaches_the_function():
     assert result.final("loss").tolist() == [3.0, 6.0]
 
 
+@pytest.mark.thorough
 def test_adversarial_networks_side_by_side_give_the_bits_of_one_after_the_other():
     def train(setting, seed):  # in no module that another process could import, as a notebook's functions
         return adversarial(setting, seed)

@@ -197,6 +197,7 @@ def run_mirrored(script):
     assert output.returncode == 0, output.stderr
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="a strategy of TensorFlow")
 def test_two_replicas_train_as_one():
     run_mirrored(MIRRORED)

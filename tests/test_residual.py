@@ -147,6 +147,7 @@ def test_saved_and_loaded_model_predicts_the_same(tmp_path, settings):
     np.testing.assert_array_equal(loaded.predict(x, verbose=0), model.predict(x, verbose=0))
 
 
+@pytest.mark.thorough
 def test_keras_alone_loads_the_models(tmp_path):
     x = images(2, 32)
     models = [resnet(depth, (32, 32, 3), 10, seed=0) for depth in (8, 50)]  # with and without projections

@@ -455,6 +455,7 @@ def test_a_pipeline_killed_in_the_middle_of_an_epoch_resumes(tmp_path, pipeline)
     assert whole[2].history == resumed[2].history
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow's distribution strategies")
 def test_a_run_on_two_replicas_resumes_and_replicas_that_differ_keep_their_own_values():
     script = pathlib.Path(__file__).with_name("mirrored.py")

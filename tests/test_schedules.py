@@ -356,6 +356,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.thorough
 def test_a_saved_model_goes_on_with_its_schedule_in_a_fresh_process(tmp_path):
     expected = {}
     for name in ("StepDecay", "exp_range", "OneCycle", "Warmup", "Chain"):
