@@ -48,7 +48,8 @@ def pip(folder, *arguments):
 def test_the_wheel_holds_every_module(wheel):
     with zipfile.ZipFile(wheel) as archive:
         assert {name for name in archive.namelist() if name.endswith(".py")} == set(MODULES)
-        tables = {"data/number_phrases.json", "lab/article.csv", "lab/book.mplstyle", "lab/colors.csv"}
+        tables = {"data/multi30k.json", "data/number_phrases.json", "lab/article.csv", "lab/book.mplstyle"}
+        tables.add("lab/colors.csv")
         assert {f"nnopt/{name}" for name in tables} <= set(archive.namelist())
 
 

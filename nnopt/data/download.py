@@ -1,5 +1,6 @@
 """One way to fetch a file: it says what it will fetch, checks what came, and never leaves half a file."""
 
+import contextlib
 import hashlib
 import http.client
 import os
@@ -7,6 +8,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import keras
 from tqdm import tqdm
 
 BLOCK = 2**16  # bytes
@@ -43,27 +45,35 @@ def fetch(url, path, *, sha256, size, licence, advice=""):
     path = Path(path)
     if not path.exists():
         print(f"Downloading {url} ({size / 1e6:.1f} MB, licence: {licence}) to {path}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        try:
+        with whole(path) as temporary:
             _transfer(url, temporary, size, advice)
             check_file(temporary, sha256, name=url)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
     else:
         check_file(path, sha256, name=path)
     return path
 
 
+@contextlib.contextmanager
+def whole(path):
+    """Gives a temporary path in the same folder, which is made; what is written there then gets the name `path`.
+
+    After an error nothing of it is left.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def check_file(path, sha256, name):
     """Raises ValueError, which names the file as `name`, unless its checksum is the one given."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    if digest.hexdigest() != sha256:
-        raise ValueError(f"The sha256 of {name} must be {sha256}. Received: {digest.hexdigest()}. Delete it and retry.")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest != sha256:
+        raise ValueError(f"The sha256 of {name} must be {sha256}. Received: {digest}. Delete it and retry.")
 
 
 def _transfer(url, path, size, advice):
@@ -75,3 +85,36 @@ def _transfer(url, path, size, advice):
                 bar.update(len(block))
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
         raise ConnectionError(f"{url} cannot be reached: {error}. {advice}".strip()) from error
+
+
+@contextlib.contextmanager
+def through_tfds(name, advice):
+    """Gives tensorflow_datasets, and turns whatever keeps it from preparing a data set into one sentence.
+
+    Args:
+        name: Name of the data set.
+        advice: What to do about it, for the error message.
+
+    Raises:
+        FileNotFoundError: The data set cannot be prepared.
+    """
+    import tensorflow_datasets as tfds
+
+    try:
+        _hide_accelerators()
+        yield tfds
+    except Exception as error:  # of its own, of requests, of the file system, of a proxy
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise FileNotFoundError(
+            f"The data set {name!r} is not on this machine, and tensorflow-datasets cannot prepare it in "
+            f"{os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')}: {reason[:200]}. {advice}"
+        ) from error
+
+
+def _hide_accelerators():
+    """Keeps TensorFlow, which only reads the data where another backend computes, from taking the GPU's memory."""
+    if keras.backend.backend() != "tensorflow":
+        import tensorflow as tf
+
+        with contextlib.suppress(RuntimeError):  # it runs already
+            tf.config.set_visible_devices([], "GPU")

@@ -1,6 +1,5 @@
 """Image data sets by name, and the batches that training and evaluation read from them."""
 
-import contextlib
 import dataclasses
 import gzip
 import io
@@ -14,6 +13,7 @@ import numpy as np
 from sklearn.model_selection import train_test_split
 
 from nnopt.checks import check_choice, check_instance, check_integer
+from nnopt.data.download import through_tfds
 from nnopt.data.embedded import Dataset, photos
 from nnopt.data.ordered import OrderedDataset
 from nnopt.data.pictures import EncodedPictures, PictureBatches, Pictures
@@ -239,8 +239,7 @@ def _from_idx(folder, part):
 
 def _from_tfds(name):
     """Returns (train, test, class_names, source) through TFDS."""
-    with _tfds(name) as tfds:
-        _hide_accelerators()
+    with through_tfds(name, ADVICE[name]) as tfds:
         parts, info = tfds.load(name, split=["train", "test"], batch_size=1000, as_supervised=True, with_info=True)
         train, test = (_joined(tfds.as_numpy(part)) for part in parts)
     return train, test, tuple(info.features["label"].names), f"from TFDS {info.full_name}"
@@ -253,7 +252,7 @@ def _joined(batches):
 
 def _pictures(name, seed):
     """Returns `Pictures` through the data sources of TFDS, whose pictures are read one by one, in any order."""
-    with _tfds(name) as tfds:
+    with through_tfds(name, ADVICE[name]) as tfds:
         decoders = {"image": tfds.decode.SkipDecoding()}
         train, test = tfds.data_source(name, split=["train", "validation"], decoders=decoders)
     order = np.random.default_rng([seed, len(train)]).permutation(len(train))
@@ -267,27 +266,3 @@ def _pictures(name, seed):
         description=f"{SETS[name]}; from TFDS {train.dataset_info.full_name}",
         class_names=IMAGENETTE if name == "imagenette" else tuple(label.names),
     )
-
-
-@contextlib.contextmanager
-def _tfds(name):
-    """Gives TFDS, and turns whatever keeps it from preparing a data set into one sentence."""
-    import tensorflow_datasets as tfds
-
-    try:
-        yield tfds
-    except Exception as error:  # of its own, of requests, of the file system, of a proxy
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise FileNotFoundError(
-            f"The data set {name!r} is not on this machine, and tensorflow-datasets cannot prepare it in "
-            f"{os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')}: {reason[:200]}. {ADVICE[name]}"
-        ) from error
-
-
-def _hide_accelerators():
-    """Keeps TensorFlow, which only reads the data where another backend computes, from taking the GPU's memory."""
-    if keras.backend.backend() != "tensorflow":
-        import tensorflow as tf
-
-        with contextlib.suppress(RuntimeError):  # it runs already
-            tf.config.set_visible_devices([], "GPU")

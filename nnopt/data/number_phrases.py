@@ -131,15 +131,13 @@ class _Writer:
         """Returns `count` different (English words, German words)."""
         found = {}
         for _ in range(50 * count):
-            if len(found) == count:
-                break
             self.used = set()
             sides = self.sentence(self.random.integers(1, clauses + 1))
             if self.used:  # a sentence without a number of its own part is everybody's
                 found.setdefault(" ".join(word.text for word in sides[0]), sides)
-        if len(found) < count:
-            raise ValueError(f"`pairs` must be fewer: there are not as many different ones. Received: {count}")
-        return list(found.values())
+            if len(found) == count:
+                return list(found.values())
+        raise ValueError(f"`pairs` must be fewer: there are not as many different ones. Received: {count}")
 
     def sentence(self, clauses):
         sides = self.clause("0")
@@ -229,11 +227,7 @@ def _spelling(language):
     from num2words import num2words
 
     words = {num2words(value, lang=language): value for value in [*range(21), *range(30, 100, 10)]}
-    scales = {
-        "en": {"hundred": 100, "thousand": 1000, "million": 10**6, "and": None},
-        "de": {"ein": 1, "eine": 1, "hundert": 100, "tausend": 1000, "Million": 10**6, "Millionen": 10**6, "und": None},
-    }
-    return words | scales[language]
+    return words | _TABLES["other number words"][language]
 
 
 @functools.cache
