@@ -11,6 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from nnopt._backend import quiet_tensorflow
 from nnopt.checks import check_boolean, check_callable, check_instance, check_integer, check_number, shown
 
 NEVER = float("-inf")
@@ -181,8 +182,8 @@ def _refuse(name, rule, received):
 def _checked_state(state):
     sizes = {tuple(getattr(leaf, "shape", ()))[:1] for leaf in keras.tree.flatten(state)}
     if len(sizes) != 1 or () in sizes:
-        rule = "be a nest of tensors whose first axis is the batch, the same for all"
-        _refuse("state", rule, f"state={keras.tree.map_structure(shown, state)}")
+        found = keras.tree.map_structure(shown, state)
+        _refuse("state", "be a nest of tensors whose first axis is the batch, the same for all", f"state={found}")
     return keras.tree.map_structure(ops.convert_to_tensor, state)
 
 
@@ -203,7 +204,8 @@ def _compiled(search, form, jit_compile):
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
-        return tf.function(search.run, autograph=False, jit_compile=jit_compile)
+        # Quiet, since it would warn of a function that is traced for each shape.
+        return quiet_tensorflow()(tf.function(search.run, autograph=False, jit_compile=jit_compile))
     import torch
 
     return torch.no_grad()(search.run)
@@ -319,10 +321,10 @@ class _Search(namedtuple("_Search", _ARGUMENTS)):
         values, tokens = ops.top_k(logits, min(logits.shape[1], 2 * self.width + most_blocked))
         values = ops.where(self._blocked(now, tokens), NEVER, values - ops.logsumexp(logits, axis=1)[:, None])
         values = ops.reshape(values, (*shape, -1)) + now.log_probabilities[..., None]
-        values = ops.where(ops.isnan(values), -NEVER, values)  # stays the best to the end, where `_result` sees it
-        alive = (now.log_probabilities > NEVER) & ~now.done[:, None]
-        values = ops.reshape(ops.where(alive[..., None], values, NEVER), (shape[0], -1))
-        totals, places = ops.top_k(values, min(2 * self.width, values.shape[1]))
+        alive = ((now.log_probabilities > NEVER) & ~now.done[:, None])[..., None]
+        # What is NaN becomes the best and stays it to the end, where `_result` sees it.
+        values = ops.where(alive, ops.where(ops.isnan(values), -NEVER, values), NEVER)
+        totals, places = ops.top_k(ops.reshape(values, (shape[0], -1)), self.width * min(2, tokens.shape[1]))
         return totals, places // tokens.shape[1], ops.cast(_pick(ops.reshape(tokens, (shape[0], -1)), places), "int32")
 
     def _blocked(self, now, tokens):
