@@ -12,7 +12,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from small_images import FAST, small
+from small_images import FAST, LOAD, small
 
 from nnopt import _keras, recipes
 from nnopt.data import images
@@ -520,8 +520,9 @@ def test_jax_and_torch_compile_as_they_do_by_themselves(monkeypatch):
 
 
 @pytest.mark.thorough
-def test_the_paper_preset_trains_on_imagenets_schema(tmp_path):
+def test_the_paper_preset_trains_on_imagenets_schema(tmp_path, monkeypatch):
     tfds = pytest.importorskip("tensorflow_datasets")
+    monkeypatch.setattr(images, "load", LOAD)  # other tests of this module, if they ran before, left `small` there
     recipe = ImageRecipe.preset("paper").replace(batch_size=8, epochs=1, precision="float32", jit_compile=False)
     with tfds.testing.mock_data(num_examples=17):
         found = recipes.train_images(recipe, tmp_path / "run")
