@@ -80,12 +80,12 @@ def torch_seq2seq(model, cell, attention):
     packed = torch.nn.utils.rnn.pack_padded_sequence(
         matrix(model.source_embedding)[source], lengths, batch_first=True, enforce_sorted=False
     )
-    memory, last = torch_recurrent(cell, *model.encoder.weights)(packed)
+    memory, last = torch_recurrent(cell, *model.encoders[0].weights)(packed)
     memory = torch.nn.utils.rnn.pad_packed_sequence(memory, batch_first=True)[0]
     last = last if cell == "lstm" else (last,)
     states = [
         torch.tanh(torch.cat([*state], dim=-1) @ matrix(bridge) + matrix(bridge, 1))[None]
-        for state, bridge in zip(last, model.bridges)
+        for state, bridge in zip(last, model.bridges[0])
     ]
     x, decoder = matrix(model.target_embedding)[target], torch_recurrent(cell, *model.decoder.weights)
     outputs, all_weights = [], []

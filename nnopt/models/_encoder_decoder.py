@@ -50,8 +50,8 @@ class _Mark(keras.layers.Layer):
 class Layers:
     """Makes the layers of one network, built, each with the next seed of its kind and the network's dtype policy."""
 
-    def __init__(self, seed, dropout, policy, most=1024):
-        self.rate, self.policy = dropout, policy
+    def __init__(self, seed, dropout, policy, most=1024, noise_shape=None):
+        self.rate, self.policy, self.noise_shape = dropout, policy, noise_shape
         self.seeds, self.dropout_seeds = iter(derived_seeds(seed, most)), iter(derived_seeds(seed, most, stream=1))
 
     def glorot(self):
@@ -74,7 +74,8 @@ class Layers:
         return layer
 
     def dropout(self, name):
-        return keras.layers.Dropout(self.rate, seed=next(self.dropout_seeds), dtype=self.policy, name=name)
+        seed = next(self.dropout_seeds)
+        return keras.layers.Dropout(self.rate, self.noise_shape, seed, dtype=self.policy, name=name)
 
     def logits(self, vocabulary, inputs):
         dtype = logits_dtype(self.policy)

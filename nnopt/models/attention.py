@@ -6,7 +6,7 @@ It is trained by teacher forcing, `model([source, target])`, and decodes step by
 import keras
 from keras import ops
 
-from nnopt.checks import check_choice, check_integer, check_number
+from nnopt.checks import check_boolean, check_choice, check_integer, check_number
 from nnopt.models._common import check_seed
 from nnopt.models._encoder_decoder import EncoderDecoder, Layers, check_vocabularies, never_empty, pair, tokens_of
 
@@ -22,7 +22,9 @@ def seq2seq(
     embedding,
     cell="lstm",
     attention="luong",
+    layers=1,
     dropout=0.0,
+    variational=False,
     seed=None,
 ):
     """Returns a recurrent encoder-decoder network, with or without attention, that ends in logits.
@@ -37,6 +39,11 @@ def seq2seq(
       state and then reads the embedded token and c_t. Slower: one step after the other.
     - None: no c_t anywhere. All that the decoder knows of the source is its initial state (as Sutskever et al. 2014).
 
+    With several layers, each reads the states of the one below. The memory is that of the encoder's last layer, whose
+    layers are all bidirectional, and each decoder layer starts at the last states of the encoder layer beside it.
+    Luong's score and the logits take the decoder's last layer; Bahdanau's attends with the first one, which alone reads
+    c_t (as in Wu et al. 2016).
+
     Token 0 is padding and stands at the end. Padded source positions get a weight of exactly 0 and change no state;
     padded target positions count neither in the loss nor in the metrics: the logits carry a mask that Keras uses. (A
     metric of Keras' weighs a token by 1 / the padded length of its batch, and the loss of an epoch is the mean over
@@ -50,8 +57,11 @@ def seq2seq(
         embedding: Width of the learned token vectors, >= 1.
         cell: "lstm" or "gru".
         attention: "luong", "bahdanau" or None.
-        dropout: Share of the token vectors' entries, and of those before the logits, set to zero in training, in
-            [0, 1).
+        layers: Number of layers of the encoder and of the decoder, >= 1.
+        dropout: Share of the token vectors' entries, of those between two layers, and of those before the logits, set
+            to zero in training, in [0, 1).
+        variational: Whether dropout draws the entries once for all positions of a sequence (Gal and Ghahramani 2016,
+            on the inputs), and not for each position anew.
         seed: Integer >= 0 from which every kernel and every dropout layer derives a seed of its own. With None Keras
             draws them, so that `keras.utils.set_random_seed` decides.
 
@@ -82,7 +92,8 @@ def seq2seq(
 
     Reference: Bahdanau, Cho and Bengio 2015, "Neural machine translation by jointly learning to align and translate",
     section 3 and appendix A.1.2; Luong, Pham and Manning 2015, "Effective approaches to attention-based neural machine
-    translation", eqs. 5, 7, 8; Sutskever, Vinyals and Le 2014 (no attention).
+    translation", eqs. 5, 7, 8; Sutskever, Vinyals and Le 2014 (no attention); Gal and Ghahramani 2016, "A theoretically
+    grounded application of dropout in recurrent neural networks".
     """
     if attention is not None:
         check_choice("attention", attention, ("luong", "bahdanau"))
@@ -93,7 +104,9 @@ def seq2seq(
             "embedding": check_integer("embedding", embedding, at_least=1),
             "cell": check_choice("cell", cell, tuple(RECURRENT)),
             "attention": attention,
+            "layers": check_integer("layers", layers, at_least=1),
             "dropout": check_number("dropout", dropout, at_least=0, below=1),
+            "variational": check_boolean("variational", variational),
             "seed": check_seed(seed),
         }
     )
@@ -106,8 +119,13 @@ class Seq2Seq(EncoderDecoder):
     def __init__(self, settings, name="seq2seq", **arguments):
         super().__init__(settings, name=name, **arguments)
         self.attention = settings["attention"]
-        self.state_names = ("h", "c") if settings["cell"] == "lstm" else ("h",)
-        layers = Layers(settings["seed"], settings["dropout"], self.dtype_policy)
+        kinds = ("h", "c") if settings["cell"] == "lstm" else ("h",)
+        # The names of each layer's states: h, c, h_1, c_1, ...
+        self.state_names = [
+            tuple(f"{kind}_{layer}" if layer else kind for kind in kinds) for layer in range(settings["layers"])
+        ]
+        shape = (None, 1, None) if settings["variational"] else None  # of a draw: one for all positions
+        layers = Layers(settings["seed"], settings["dropout"], self.dtype_policy, noise_shape=shape)
         self._make_encoder(layers, settings["units"], settings["embedding"])
         self._make_decoder(layers, settings["units"], settings["embedding"])
         self.built = True
@@ -118,17 +136,21 @@ class Seq2Seq(EncoderDecoder):
         self.source_dropout, self.target_dropout, self.output_dropout = (
             layers.dropout(f"{place}_dropout") for place in ("source", "target", "output")
         )
-        self.encoder = keras.layers.Bidirectional(
-            self._recurrent(layers, "encoder"),
-            backward_layer=self._recurrent(layers, "encoder_backward", go_backwards=True),
-            dtype=self.dtype_policy,
-            name="encoder",
-        )
-        self.encoder.build((None, None, embedding))
-        self.bridges = [
-            layers.dense(units, 2 * units, f"initial_{state}", activation="tanh", use_bias=True)
-            for state in self.state_names
-        ]
+        self.encoders, self.encoder_dropouts, self.bridges = [], [], []
+        for states in self.state_names:
+            name = "encoder" + "".join(states[0].partition("_")[1:])
+            encoder = keras.layers.Bidirectional(
+                self._recurrent(layers, name),
+                backward_layer=self._recurrent(layers, f"{name}_backward", go_backwards=True),
+                dtype=self.dtype_policy,
+                name=name,
+            )
+            encoder.build((None, None, 2 * units if self.encoders else embedding))
+            self.encoder_dropouts.append(layers.dropout(f"{name}_dropout") if self.encoders else self.source_dropout)
+            self.encoders.append(encoder)
+            self.bridges.append(
+                [layers.dense(units, 2 * units, f"initial_{s}", activation="tanh", use_bias=True) for s in states]
+            )
 
     def _make_decoder(self, layers, units, embedding):
         context = 0 if self.attention is None else 2 * units  # the width of a memory vector
@@ -144,6 +166,10 @@ class Seq2Seq(EncoderDecoder):
             self.keys = layers.dense(units, context, "keys")
         self.combine = layers.dense(units, units + context, "combine", activation="tanh")
         self.logits = layers.logits(self.settings["target_vocabulary"], units)
+        self.upper_decoders = [self._recurrent(layers, f"decoder_{n}") for n in range(1, len(self.state_names))]
+        self.upper_dropouts = [layers.dropout(f"{decoder.name}_dropout") for decoder in self.upper_decoders]
+        for decoder in self.upper_decoders:
+            decoder.build((None, None, units))
 
     def _recurrent(self, layers, name, kinds=RECURRENT, **more):
         """Returns a recurrent layer that gives all its states and the last one, or, of `CELLS`, a single cell."""
@@ -169,16 +195,20 @@ class Seq2Seq(EncoderDecoder):
     def step(self, tokens, state):
         """Returns the logits (batch, target_vocabulary) after the previous `tokens`, (batch,), and the new state."""
         x = self.target_embedding(tokens_of("tokens", tokens, 1))
-        if self.attention == "bahdanau":
-            carry, context, _ = self._attend_and_step(x, [state[name] for name in self.state_names], state)
-            new = dict(zip(self.state_names, carry))
-            return self._read_out(new["h"], context), {**state, **new}
-        _, carry = self.decoder.cell(x, [state[name] for name in self.state_names])
-        new = dict(zip(self.state_names, carry))
+        first, *upper = ([state[name] for name in names] for names in self.state_names)
         context = None
+        if self.attention == "bahdanau":
+            carry, context, _ = self._attend_and_step(x, first, state)
+        else:
+            _, carry = self.decoder.cell(x, first)
+        carries = [carry]
+        for decoder, states in zip(self.upper_decoders, upper):
+            carries.append(decoder.cell(carries[-1][0], states)[1])
+        new = {name: value for names, values in zip(self.state_names, carries) for name, value in zip(names, values)}
+        top = carries[-1][0]
         if self.attention == "luong":
-            context = ops.squeeze(self._luong(new["h"][:, None], state)[0], 1)
-        return self._read_out(new["h"], context), {**state, **new}
+            context = ops.squeeze(self._luong(top[:, None], state)[0], 1)
+        return self._read_out(top, context), {**state, **new}
 
     def attention_weights(self, inputs):
         """Returns the weights of the source positions at each target position, (batch, target time, source time)."""
@@ -191,13 +221,15 @@ class Seq2Seq(EncoderDecoder):
     def _encode(self, source, training=None):
         """Returns the decoder's initial states, and what attention needs, by name."""
         mask = ops.not_equal(source, 0)
-        x = self.source_dropout(self.source_embedding(source), training=training)
-        memory, *last = self.encoder(x, mask=never_empty(mask), training=training)
-        count = len(self.state_names)
-        state = {
-            name: bridge(ops.concatenate([last[i], last[count + i]], axis=-1))
-            for i, (name, bridge) in enumerate(zip(self.state_names, self.bridges))
-        }
+        memory, state = self.source_embedding(source), {}
+        count = len(self.state_names[0])
+        for dropout, encoder, bridges, names in zip(
+            self.encoder_dropouts, self.encoders, self.bridges, self.state_names
+        ):
+            memory = dropout(memory, training=training)
+            memory, *last = encoder(memory, mask=never_empty(mask), training=training)
+            for i, (name, bridge) in enumerate(zip(names, bridges)):
+                state[name] = bridge(ops.concatenate([last[i], last[count + i]], axis=-1))
         if self.attention is not None:
             state.update(memory=memory, keys=self.keys(memory), mask=mask)
         return state
@@ -205,12 +237,17 @@ class Seq2Seq(EncoderDecoder):
     def _decode(self, target, state, training=None):
         """Returns h_t, c_t and a_t of all target positions."""
         x = self.target_dropout(self.target_embedding(target), training=training)  # (batch, target time, embedding)
-        initial = [state[name] for name in self.state_names]
-        if self.attention == "bahdanau":
-            return self._scan(x, initial, state)
+        first, *upper = ([state[name] for name in names] for names in self.state_names)
         # No mask: the padding of the target is at its end, where nothing that counts follows.
-        states = self.decoder(x, initial_state=initial, training=training)[0]
-        return (states, *(self._luong(states, state) if self.attention else (None, None)))
+        if self.attention == "bahdanau":
+            states, context, weights = self._scan(x, first, state)
+        else:
+            states = self.decoder(x, initial_state=first, training=training)[0]
+        for dropout, decoder, initial in zip(self.upper_dropouts, self.upper_decoders, upper):
+            states = decoder(dropout(states, training=training), initial_state=initial, training=training)[0]
+        if self.attention != "bahdanau":
+            context, weights = self._luong(states, state) if self.attention else (None, None)
+        return states, context, weights
 
     def _luong(self, states, state):
         """Returns the contexts and the weights for all `states`, (batch, target time, units), at once."""

@@ -1,5 +1,16 @@
 """The two case studies: every setting in a dataclass with presets, and their training, test and report."""
 
 from nnopt.recipes.image import ImageRecipe, classify, test_images, train_images
+from nnopt.recipes.translation import TranslationRecipe, Translator, grid_search, test_translation, train_translation
 
-__all__ = ["ImageRecipe", "classify", "test_images", "train_images"]
+__all__ = [
+    "ImageRecipe",
+    "TranslationRecipe",
+    "Translator",
+    "classify",
+    "grid_search",
+    "test_images",
+    "test_translation",
+    "train_images",
+    "train_translation",
+]

@@ -9,7 +9,6 @@ The same from the command line: `python -m nnopt train image --preset laptop --o
 
 import dataclasses
 import json
-import typing
 from typing import Literal
 
 import keras
@@ -17,7 +16,7 @@ import numpy as np
 from keras import ops
 
 from nnopt import optimizers, schedules
-from nnopt.checks import check_choice, check_integer, check_number
+from nnopt.checks import check_integer, check_number
 from nnopt.data import augment, images, pictures
 from nnopt.models import resnet
 from nnopt.recipes import report as reports
@@ -90,9 +89,7 @@ class ImageRecipe(Recipe):
     seed: int = 0
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            if typing.get_origin(field.type) is Literal:
-                check_choice(field.name, getattr(self, field.name), typing.get_args(field.type))
+        self.check_choices()
         for name, least in (("image_size", 8), ("depth", 8), ("epochs", 1), ("batch_size", 1), ("seed", 0)):
             check_integer(name, getattr(self, name), at_least=least)
         if self.width is not None:
@@ -102,13 +99,12 @@ class ImageRecipe(Recipe):
         check_number("final_share", self.final_share, above=0, at_most=1)
         for name in ("momentum", "warmup", "label_smoothing"):
             check_number(name, getattr(self, name), at_least=0, below=1)
-        for name, rule in self._broken_rules().items():
-            raise ValueError(f"`{name}` must be {rule}. Received: {name}={getattr(self, name)!r}")
+        self.refuse_broken(self._rules())
 
-    def _broken_rules(self):
-        """Returns what the values of some fields must be and are not, by field."""
+    def _rules(self):
+        """Returns what the values of some fields must be, and whether they are, by field."""
         names, known = self.augmentation, augment.AUGMENTATIONS
-        rules = {
+        return {
             "depth": ("50, 101, 152 or 6n + 2 (8, 14, 20 ...)", self.depth in (50, 101, 152) or self.depth % 6 == 2),
             "stem": ("3, 7 or None", self.stem in (3, 7, None)),
             "augmentation": (
@@ -124,7 +120,6 @@ class ImageRecipe(Recipe):
                 self.optimizer != "adam" or self.weight_decay == 0,
             ),
         }
-        return {name: rule for name, (rule, kept) in rules.items() if not kept}
 
     def learning_rate_schedule(self, steps_per_epoch):
         """Returns the learning rate as a schedule of the step.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import typing
 
 from nnopt.checks import check_choice
 
@@ -26,6 +27,22 @@ class Recipe:
             TypeError, ValueError: There is no such preset.
         """
         return cls.presets[check_choice("preset", name, tuple(cls.presets))]()
+
+    def check_choices(self):
+        """Checks the fields that must be one of a few values."""
+        for field in dataclasses.fields(self):
+            if typing.get_origin(field.type) is typing.Literal:
+                check_choice(field.name, getattr(self, field.name), typing.get_args(field.type))
+
+    def refuse_broken(self, rules):
+        """Raises ValueError where a rule is broken.
+
+        Args:
+            rules: (what the field must be, whether it is) by field.
+        """
+        for name, (rule, kept) in rules.items():
+            if not kept:
+                raise ValueError(f"`{name}` must be {rule}. Received: {name}={getattr(self, name)!r}")
 
     def replace(self, **changes):
         """Returns a recipe with some fields changed.

@@ -252,7 +252,7 @@ def choose_jit(wanted, devices, build, train, steps=3):
     return chosen
 
 
-def fit(model, train, validation, examples, epochs, folder, devices, save_every):
+def fit(model, train, validation, examples, epochs, folder, devices, save_every, callbacks=()):
     """Trains a model so that a run that is killed goes on where it was.
 
     Args:
@@ -264,6 +264,7 @@ def fit(model, train, validation, examples, epochs, folder, devices, save_every)
         folder: The `RunFolder`, which has begun.
         devices: The `Devices` on which the model was made.
         save_every: Batches between two checkpoints within an epoch.
+        callbacks: More callbacks, which may add to the logs of an epoch.
 
     Returns:
         What the report says of the training: epochs, steps, seconds, examples_per_second, memory, and starts.
@@ -271,11 +272,12 @@ def fit(model, train, validation, examples, epochs, folder, devices, save_every)
     Raises:
         FloatingPointError: The loss became NaN or infinite.
     """
-    progress = Progress(examples, epochs)
-    callbacks = [HistoryFile(folder), progress, Resume(folder.path / "checkpoints", train, save_freq=save_every)]
+    history, progress = HistoryFile(folder), Progress(examples, epochs)
+    checkpoints = Resume(folder.path / "checkpoints", train, save_freq=save_every)
+    callbacks = [*callbacks, history, progress, checkpoints]
     # Elsewhere TensorFlow, which writes these files, would take the accelerator's memory from the backend.
     if keras.backend.backend() == "tensorflow" and importlib.util.find_spec("tensorboard"):
-        callbacks.insert(2, keras.callbacks.TensorBoard(folder.path / "tensorboard", write_graph=False))
+        callbacks.insert(-1, keras.callbacks.TensorBoard(folder.path / "tensorboard", write_graph=False))
     try:
         with devices.scope(), folder.told_of_full_disk():
             model.fit(train, validation_data=validation, epochs=epochs, verbose=0, callbacks=callbacks)
@@ -283,6 +285,7 @@ def fit(model, train, validation, examples, epochs, folder, devices, save_every)
         progress.close()
         for half_written in (folder.path / "checkpoints").glob("*.tmp"):
             half_written.unlink()
+    epochs = len(history.epoch)  # fewer where it stopped early
     return {"epochs": epochs, "steps": epochs * len(train), **progress.measured()}
 
 
