@@ -62,9 +62,22 @@ def execute(path, store=True):
     for cell in book.cells:
         cell.metadata = {key: value for key, value in cell.metadata.items() if key == "tags"}
     if store:
-        check(path, book)
+        with kept_if_refused(path, book):
+            check(path, book)
         nbformat.write(book, path)
     return seconds
+
+
+@contextlib.contextmanager
+def kept_if_refused(path, book):
+    """Leaves what a run gave in .book/refused/, where it can be read, if it cannot be stored: half an hour may hang."""
+    try:
+        yield
+    except SystemExit as error:
+        kept = ROOT / ".book" / "refused" / path.name
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(book, kept)
+        raise SystemExit(f"{error}\nThe outputs are in {kept}") from error
 
 
 def check(path, book):

@@ -103,6 +103,18 @@ def test_what_no_reader_should_see_is_not_stored(chapter, output, message):
         book_root.check(chapter, notebook)
 
 
+def test_what_is_not_stored_can_still_be_read(chapter, tmp_path, monkeypatch):
+    notebook = nbformat.read(chapter, 4)
+    notebook.cells[0].outputs = [nbformat.v4.new_output("stream", name="stderr", text="oh")]
+    before = chapter.read_bytes()
+    monkeypatch.setattr(book, "ROOT", tmp_path)
+    with pytest.raises(SystemExit, match="refused"), book.kept_if_refused(chapter, notebook):
+        book.check(chapter, notebook)
+    (kept,) = (tmp_path / ".book" / "refused").iterdir()
+    assert nbformat.read(kept, 4).cells[0].outputs[0]["text"] == "oh"
+    assert chapter.read_bytes() == before
+
+
 def test_the_ledger_in_the_repository_fits_the_plans_that_stand():
     for path in (results.book_folder() / "notebooks").glob("*.ipynb"):
         source = book.plan.plan_source(json.loads(path.read_text(encoding="utf-8")))
