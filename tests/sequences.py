@@ -22,13 +22,19 @@ BUILDERS = {
     "bahdanau": lambda **more: seq2seq(11, 13, 6, embedding=5, attention="bahdanau", **more),
     "bahdanau gru": lambda **more: seq2seq(11, 13, 6, embedding=5, cell="gru", attention="bahdanau", **more),
     "none": lambda **more: seq2seq(11, 13, 6, embedding=5, attention=None, **more),
+    "luong deep": lambda **more: seq2seq(11, 13, 6, embedding=5, layers=2, **more),
+    "luong gru deep": lambda **more: seq2seq(11, 13, 6, embedding=5, cell="gru", layers=2, **more),
+    "bahdanau deep": lambda **more: seq2seq(11, 13, 6, embedding=5, attention="bahdanau", layers=2, **more),
+    "bahdanau gru deep": lambda **more: seq2seq(
+        11, 13, 6, embedding=5, cell="gru", attention="bahdanau", layers=2, **more
+    ),
+    "none deep": lambda **more: seq2seq(11, 13, 6, embedding=5, attention=None, layers=2, **more),
+    "none gru deep": lambda **more: seq2seq(11, 13, 6, embedding=5, cell="gru", attention=None, layers=2, **more),
     "transformer": lambda **more: transformer(11, 13, 8, heads=2, **more),
 }
 # Where a case costs seconds, the plain runs take a few kinds and the thorough ones all.
-USUALLY_THREE = [
-    kind if kind in ("luong", "bahdanau", "transformer") else pytest.param(kind, marks=pytest.mark.thorough)
-    for kind in BUILDERS
-]
+FOUR = ("luong", "bahdanau", "bahdanau gru deep", "transformer")
+USUALLY_FOUR = [kind if kind in FOUR else pytest.param(kind, marks=pytest.mark.thorough) for kind in BUILDERS]
 USUALLY_ONE = ["luong", *(pytest.param(kind, marks=pytest.mark.thorough) for kind in BUILDERS if kind != "luong")]
 
 

@@ -9,8 +9,8 @@ from sequences import (
     REAL,
     SOURCE,
     TARGET,
+    USUALLY_FOUR,
     USUALLY_ONE,
-    USUALLY_THREE,
     array,
     compiled,
     padded,
@@ -23,13 +23,13 @@ from nnopt.models import seq2seq, transformer
 GENERATOR = np.random.default_rng(0)
 
 
-@pytest.mark.parametrize("kind", USUALLY_THREE)
+@pytest.mark.parametrize("kind", USUALLY_FOUR)
 def test_padding_a_batch_further_changes_nothing_at_real_positions(kind):
     longer = array(compiled(MODELS[kind])([padded(SOURCE, 3), padded(TARGET, 4)]))[:, : TARGET.shape[1]]
     np.testing.assert_allclose(longer[REAL], LOGITS[kind][REAL], atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", USUALLY_THREE)
+@pytest.mark.parametrize("kind", USUALLY_FOUR)
 def test_a_sentence_alone_gets_the_logits_that_it_has_in_a_batch(kind):
     for row in (1, 2):
         source, target = SOURCE[row][SOURCE[row] != 0][None], TARGET[row][TARGET[row] != 0][None]
@@ -37,7 +37,7 @@ def test_a_sentence_alone_gets_the_logits_that_it_has_in_a_batch(kind):
         np.testing.assert_allclose(alone, LOGITS[kind][row, : target.size], atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", USUALLY_THREE)
+@pytest.mark.parametrize("kind", USUALLY_FOUR)
 def test_logits_depend_on_the_source_and_on_the_target_so_far_only(kind):
     later, other = TARGET.copy(), SOURCE.copy()
     later[:, 3:], other[:, 0] = (later[:, 3:] + 1) % 13, other[:, 0] % 10 + 1
@@ -47,7 +47,7 @@ def test_logits_depend_on_the_source_and_on_the_target_so_far_only(kind):
     assert np.abs(array(compiled(MODELS[kind])([other, TARGET])) - LOGITS[kind]).max(axis=(1, 2)).min() > 1e-4
 
 
-@pytest.mark.parametrize("kind", USUALLY_THREE)
+@pytest.mark.parametrize("kind", USUALLY_FOUR)
 def test_decoding_step_by_step_gives_the_logits_of_teacher_forcing(kind):
     state, found = compiled(MODELS[kind].initial_state)(SOURCE), []
     for time in range(TARGET.shape[1]):
@@ -56,7 +56,7 @@ def test_decoding_step_by_step_gives_the_logits_of_teacher_forcing(kind):
     np.testing.assert_allclose(np.stack(found, axis=1)[REAL], LOGITS[kind][REAL], atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", USUALLY_THREE)
+@pytest.mark.parametrize("kind", USUALLY_FOUR)
 def test_rows_of_a_state_may_be_gathered(kind):
     _, state = compiled(MODELS[kind].step)(TARGET[:, 0], compiled(MODELS[kind].initial_state)(SOURCE))
     rows = np.array([2, 0, 0, 2, 2])
@@ -65,9 +65,9 @@ def test_rows_of_a_state_may_be_gathered(kind):
     np.testing.assert_allclose(array(gathered), LOGITS[kind][rows, 1], atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", USUALLY_THREE)
+@pytest.mark.parametrize("kind", USUALLY_FOUR)
 def test_attention_weights_sum_to_one_and_are_exactly_zero_on_padding(kind):
-    if kind == "none":
+    if kind.startswith("none"):
         pytest.skip("no attention, no weights")
     weights = array(compiled(MODELS[kind].attention_weights)([padded(SOURCE, 2), TARGET]))
     assert weights.shape == (4, 5, 8)
@@ -86,7 +86,7 @@ def test_there_are_no_weights_without_attention():
         MODELS["none"].attention_weights([SOURCE, TARGET])
 
 
-@pytest.mark.parametrize("kind", USUALLY_THREE)
+@pytest.mark.parametrize("kind", USUALLY_FOUR)
 def test_sequences_that_are_all_padding_give_numbers_and_train_nothing_else(kind):
     model = BUILDERS[kind](seed=0)
     source, target = np.concatenate([SOURCE, SOURCE[:2] * 0]), np.concatenate([TARGET, TARGET[:1], TARGET[:1] * 0])
@@ -95,7 +95,7 @@ def test_sequences_that_are_all_padding_give_numbers_and_train_nothing_else(kind
     model.compile(keras.optimizers.SGD(0.1), loss, run_eagerly=keras.backend.backend() == "tensorflow")
     assert np.isfinite(model.train_on_batch([source, target], target))
     assert all(np.isfinite(weight).all() for weight in model.get_weights())
-    if kind != "none":
+    if not kind.startswith("none"):
         assert (array(compiled(model.attention_weights)([source, target]))[4:] == 0).all()
 
 
@@ -124,7 +124,7 @@ def test_padding_counts_neither_in_the_loss_nor_in_the_metrics_nor_in_the_traini
 def test_the_models_compute_what_pytorchs_layers_and_the_articles_equations_do(kind):
     expected = torch_models.recorded()
     np.testing.assert_allclose(LOGITS[kind][REAL], expected[f"{kind} logits"], rtol=1e-4, atol=1e-5)
-    if kind != "none":
+    if not kind.startswith("none"):
         weights = array(compiled(MODELS[kind].attention_weights)([SOURCE, TARGET]))
         np.testing.assert_allclose(weights[REAL], expected[f"{kind} attention"], rtol=1e-4, atol=1e-5)
 
@@ -137,7 +137,7 @@ def test_pytorch_still_computes_what_is_recorded_of_it():
         np.testing.assert_allclose(values, recorded[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("kind", USUALLY_THREE)
+@pytest.mark.parametrize("kind", USUALLY_FOUR)
 def test_the_seed_repeats_the_network_and_another_changes_it(kind):
     drawn = [BUILDERS[kind](seed=seed).get_weights() for seed in (5, 5, 6)]
     kernels = [[weight for weight in weights if weight.std() > 0] for weights in drawn]
@@ -159,7 +159,7 @@ def test_dropout_acts_in_training_only_and_follows_the_seed(kind):
     np.testing.assert_allclose(array(compiled(BUILDERS[kind](seed=0))([SOURCE, TARGET])), exact, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", USUALLY_THREE)
+@pytest.mark.parametrize("kind", USUALLY_FOUR)
 def test_saved_and_loaded_model_computes_the_same(tmp_path, kind):
     MODELS[kind].save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
@@ -169,7 +169,7 @@ def test_saved_and_loaded_model_computes_the_same(tmp_path, kind):
     np.testing.assert_allclose(array(logits_of_step), LOGITS[kind][:, 0], atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", USUALLY_THREE)
+@pytest.mark.parametrize("kind", USUALLY_FOUR)
 def test_no_two_weights_have_the_same_path(kind):
     """Keras stores an optimizer's slots by the paths of the weights: twins would overwrite each other."""
     paths = [weight.path for weight in MODELS[kind].weights]
@@ -239,6 +239,74 @@ def test_learns_to_reverse_a_sequence_of_any_length(kind, build):
     assert max(history["accuracy"]) > 0.95
 
 
+# Several layers, and one draw of dropout for a sentence
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("attention", ["luong", "bahdanau", None])
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_the_number_of_parameters_is_that_of_the_formula(cell, attention, layers):
+    source, target, units, embedding = 11, 13, 6, 5
+    gates, biases, states = {"lstm": (4, 1, 2), "gru": (3, 2, 1)}[cell]
+
+    def recurrent(inputs):
+        return gates * units * (inputs + units + biases)
+
+    memory = 2 * units
+    context = 0 if attention is None else memory
+    reads = embedding + (context if attention == "bahdanau" else 0)
+    expected = (source + target) * embedding
+    expected += 2 * recurrent(embedding) + (layers - 1) * 2 * recurrent(memory)
+    expected += layers * states * units * (memory + 1)
+    expected += recurrent(reads) + (layers - 1) * recurrent(units)
+    expected += {"luong": units * memory, "bahdanau": units * (memory + units + 1), None: 0}[attention]
+    expected += units * (units + context) + target * (units + 1)
+    model = seq2seq(source, target, units, embedding=embedding, cell=cell, attention=attention, layers=layers)
+    assert model.count_params() == expected
+
+
+def test_a_state_has_what_each_layer_remembers():
+    kinds = {"luong gru deep": {"h", "h_1"}, "none deep": {"h", "c", "h_1", "c_1"}}
+    for kind, names in kinds.items():
+        state = compiled(MODELS[kind].initial_state)(SOURCE)
+        assert set(state) - {"memory", "keys", "mask"} == names
+        assert {tuple(state[name].shape) for name in names} == {(4, 6)}
+
+
+def dropouts(model):
+    inputs = [model.source_dropout, model.target_dropout, *model.encoder_dropouts[1:], *model.upper_dropouts]
+    return [*inputs, model.output_dropout]
+
+
+def test_there_is_dropout_before_the_first_layer_and_between_two_and_before_the_logits():
+    model = seq2seq(11, 13, 6, embedding=5, layers=3, dropout=0.5)
+    names = ["source", "target", "encoder_1", "encoder_2", "decoder_1", "decoder_2", "output"]
+    assert [layer.name for layer in dropouts(model)] == [f"{name}_dropout" for name in names]
+    assert {layer.rate for layer in dropouts(model)} == {0.5}
+
+
+@pytest.mark.parametrize("variational", [False, True])
+def test_variational_dropout_has_one_draw_for_all_positions_of_a_sentence(variational):
+    model = seq2seq(11, 13, 6, embedding=5, layers=2, dropout=0.5, variational=variational, seed=0)
+    for layer in dropouts(model):
+        drawn = array(layer(np.ones((3, 7, 20), "float32"), training=True))
+        assert set(np.unique(drawn)) == {0.0, 2.0}
+        assert (drawn == drawn[:, :1]).all() == variational
+        assert not np.array_equal(drawn[0], drawn[1])  # another for each sentence
+
+
+def test_variational_dropout_acts_in_training_only_and_is_saved(tmp_path):
+    model, exact = (seq2seq(11, 13, 6, embedding=5, layers=2, dropout=d, variational=True, seed=0) for d in (0.5, 0.0))
+    expected = array(compiled(exact)([SOURCE, TARGET]))
+    assert not np.allclose(array(model([SOURCE, TARGET], training=True)), expected, atol=1e-4)
+    np.testing.assert_allclose(array(compiled(model)([SOURCE, TARGET])), expected, atol=1e-6)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    drawn = array(loaded.source_dropout(np.ones((3, 7, 20), "float32"), training=True))
+    assert (drawn == drawn[:, :1]).all()
+    assert (drawn == 0).any()
+
+
 RECURRENT = {"source_vocabulary": 11, "target_vocabulary": 13, "units": 6, "embedding": 5}
 
 
@@ -252,6 +320,9 @@ RECURRENT = {"source_vocabulary": 11, "target_vocabulary": 13, "units": 6, "embe
         ({"cell": "simple"}, ValueError, "cell"),
         ({"attention": "general"}, ValueError, "attention"),
         ({"dropout": 1.0}, ValueError, "dropout"),
+        ({"layers": 0}, ValueError, "layers"),
+        ({"layers": 1.5}, TypeError, "layers"),
+        ({"variational": 1}, TypeError, "variational"),
         ({"seed": -1}, ValueError, "seed"),
     ],
 )

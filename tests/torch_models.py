@@ -47,23 +47,25 @@ def small_gan(loss):
     return given_weights(gan((2,), 3, [6], loss=loss, seed=0))
 
 
-def torch_recurrent(cell, *weights):
-    """PyTorch's recurrent layer with the weights of one or two directions of Keras' (a GRU's gates: r, z, n)."""
+def torch_recurrent(cell, layers):
+    """PyTorch's recurrent layers with the weights of one or two directions of Keras' (a GRU's gates: r, z, n)."""
     import torch
 
-    width, units = weights[0].shape[0], weights[1].shape[0]
+    width, units = (weight.shape[0] for weight in layers[0].weights[:2])
     kind = {"simple": torch.nn.RNN, "lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[cell]
-    twin = kind(width, units, batch_first=True, bidirectional=len(weights) == 6)
+    twin = kind(width, units, len(layers), batch_first=True, bidirectional=len(layers[0].weights) == 6)
     values = {}
-    for end, direction in zip(("_l0", "_l0_reverse"), (weights[:3], weights[3:])):
-        if direction:
+    for number, layer in enumerate(layers):
+        for end, direction in (("", layer.weights[:3]), ("_reverse", layer.weights[3:])):
+            if not direction:
+                continue
             kernel, recurrent, bias = (array(weight) for weight in direction)
             inputs, hidden = bias if cell == "gru" else (bias, np.zeros_like(bias))
             matrices = {"weight_ih": kernel.T, "weight_hh": recurrent.T, "bias_ih": inputs, "bias_hh": hidden}
             for name, value in matrices.items():
                 if cell == "gru":
                     value = np.concatenate([np.split(value, 3)[i] for i in (1, 0, 2)])
-                values[name + end] = torch.tensor(np.array(value))
+                values[f"{name}_l{number}{end}"] = torch.tensor(np.array(value))
     twin.load_state_dict(values)
     return twin
 
@@ -80,14 +82,21 @@ def torch_seq2seq(model, cell, attention):
     packed = torch.nn.utils.rnn.pack_padded_sequence(
         matrix(model.source_embedding)[source], lengths, batch_first=True, enforce_sorted=False
     )
-    memory, last = torch_recurrent(cell, *model.encoders[0].weights)(packed)
+    memory, last = torch_recurrent(cell, model.encoders)(packed)
     memory = torch.nn.utils.rnn.pad_packed_sequence(memory, batch_first=True)[0]
     last = last if cell == "lstm" else (last,)
+    # PyTorch has the states of both directions of a layer one after the other.
     states = [
-        torch.tanh(torch.cat([*state], dim=-1) @ matrix(bridge) + matrix(bridge, 1))[None]
-        for state, bridge in zip(last, model.bridges[0])
+        torch.stack(
+            [
+                torch.tanh(torch.cat([*state[2 * layer : 2 * layer + 2]], dim=-1) @ matrix(bridge) + matrix(bridge, 1))
+                for layer, bridge in enumerate(bridges)
+            ]
+        )
+        for state, bridges in zip(last, zip(*model.bridges))
     ]
-    x, decoder = matrix(model.target_embedding)[target], torch_recurrent(cell, *model.decoder.weights)
+    x = matrix(model.target_embedding)[target]
+    decoder = torch_recurrent(cell, [model.decoder, *model.upper_decoders])
     outputs, all_weights = [], []
     for time in range(target.shape[1]):
         now, before = x[:, time : time + 1], states[0][0]
@@ -98,19 +107,19 @@ def torch_seq2seq(model, cell, attention):
 
         if attention == "luong":
             states = advance(now)
-            scores = torch.einsum("bu,bsk,ku->bs", states[0][0], memory, matrix(model.keys))
+            scores = torch.einsum("bu,bsk,ku->bs", states[0][-1], memory, matrix(model.keys))
         elif attention == "bahdanau":
             hidden = torch.tanh((before @ matrix(model.query))[:, None] + memory @ matrix(model.keys))
             scores = (hidden @ matrix(model.score))[..., 0]
         if attention is None:
             states = advance(now)
-            read = states[0][0]
+            read = states[0][-1]
         else:
             weights = torch.softmax(scores.masked_fill(source == 0, -torch.inf), dim=-1)
             context = torch.einsum("bs,bsk->bk", weights, memory)
             if attention == "bahdanau":
                 states = advance(torch.cat([now, context[:, None]], dim=-1))
-            read = torch.cat([context, states[0][0]], dim=-1)
+            read = torch.cat([context, states[0][-1]], dim=-1)
             all_weights.append(weights.numpy())
         combined = torch.tanh(read @ matrix(model.combine))
         outputs.append((combined @ matrix(model.logits) + matrix(model.logits, 1)).numpy())
@@ -307,7 +316,7 @@ def computed():
                 values[f"{kind} attention"] = weights[REAL]
         for cell in ("simple", "lstm", "gru"):
             model = small_rnn(cell, return_sequences=True)
-            states = torch_recurrent(cell, *model.get_layer("recurrent_1").weights)(torch.from_numpy(SEQUENCES))[0]
+            states = torch_recurrent(cell, [model.get_layer("recurrent_1")])(torch.from_numpy(SEQUENCES))[0]
             kernel, bias = (array(weight) for weight in model.get_layer("logits").weights)
             values[f"rnn {cell} logits"] = states.numpy() @ kernel + bias
         values["resnet logits"] = of_resnet(small_resnet())
