@@ -182,6 +182,10 @@ class Subwords:
     def __len__(self):
         return self._model.get_piece_size()
 
+    def __bytes__(self):
+        """Returns the content of the file."""
+        return self._model.serialized_model_proto()
+
     def encode(self, sentences):
         """Returns a list of int32 arrays (subwords,), one for each string; START and END are not among them."""
         return [np.array(tokens, "int32") for tokens in self._model.encode([_utf8(text) for text in sentences])]

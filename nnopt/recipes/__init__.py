@@ -1,7 +1,8 @@
 """The two case studies: every setting in a dataclass with presets, and their training, test and report."""
 
 from nnopt.recipes.image import ImageRecipe, classify, test_images, train_images
-from nnopt.recipes.translation import TranslationRecipe, Translator, grid_search, test_translation, train_translation
+from nnopt.recipes.search import grid_search
+from nnopt.recipes.translation import TranslationRecipe, Translator, test_translation, train_translation
 
 __all__ = [
     "ImageRecipe",

@@ -336,7 +336,7 @@ def test_images(output):
         FileNotFoundError: The folder holds no finished run.
     """
     folder = running.RunFolder(output)
-    recipe = ImageRecipe.from_json(folder.read("recipe.json"))
+    recipe = folder.recipe(ImageRecipe)
     return _report(folder, recipe, images.load(recipe.data), folder.report()["training"])
 
 
@@ -356,6 +356,7 @@ def classify(output, paths, top=5):
         ValueError: A file holds no readable picture.
     """
     folder, top = running.RunFolder(output), check_integer("top", top, at_least=1)
+    folder.recipe(ImageRecipe)
     network, names = folder.load_model(), folder.report()["class_names"]
     size, channels = network.input_shape[1], network.input_shape[3]
     pixels = np.stack([pictures.read_picture(path, size, channels) for path in paths])

@@ -66,7 +66,10 @@ class Recipe:
         Raises:
             TypeError, ValueError: The text is no such recipe.
         """
-        values = json.loads(text)
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"A recipe must be JSON. Received: {str(text)[:80]!r}") from error
         known = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(values, dict) or set(values) != known:
             found = sorted(set(values) ^ known) if isinstance(values, dict) else type(values).__name__

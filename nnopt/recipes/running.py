@@ -13,6 +13,7 @@ import platform
 import shutil
 import sys
 import time
+import zipfile
 from importlib import metadata
 
 import keras
@@ -26,6 +27,7 @@ PACKAGES = ("nnopt", "keras", "tensorflow", "jax", "torch", "numpy")
 STRATEGIES = {"none": None, "mirrored": "tensorflow", "jax": "jax"}  # and the backend that each needs
 LOOK_EVERY = 1.0  # seconds between two looks at the loss: each makes an accelerator wait
 LINE_EVERY = 60.0  # seconds between two states of the bar in a file
+TURN = 3600.0  # seconds for which a process of a search waits for another to begin, which makes the vocabulary
 ROOM = 1 << 20  # bytes free, below which a failed write is put down to a full disk
 
 
@@ -94,6 +96,13 @@ class RunFolder:
             (self.path / "running.part.lock").unlink(missing_ok=True)
             lock.release()
 
+    @contextlib.contextmanager
+    def in_turn(self):
+        """Makes the folder, and lets the processes of a search that is spread begin in it one after the other."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with portalocker.Lock(self.path / "turn.part.lock", "a", timeout=TURN):
+            yield
+
     def read(self, name):
         """Returns a file's text.
 
@@ -106,7 +115,8 @@ class RunFolder:
                 f"{self.path} holds no finished run (no {name}): `python -m nnopt train ... --output {self.path}` "
                 "makes one, and goes on where it was interrupted."
             )
-        return path.read_text(encoding="utf-8")
+        with self._sound(name):
+            return path.read_text(encoding="utf-8")
 
     def write(self, name, content):
         """Writes a file, text or bytes, so that it is there whole or not at all."""
@@ -114,6 +124,16 @@ class RunFolder:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
+
+    def recipe(self, recipe_class):
+        """Returns the recipe of the run, which must be of a class of recipes."""
+        with self._sound("recipe.json"):
+            return recipe_class.from_json(self.read("recipe.json"))
+
+    def fields(self):
+        """Returns the names of the recipe's fields, a set, by which one case study is told from the other."""
+        with self._sound("recipe.json"):
+            return set(dict(json.loads(self.read("recipe.json"))))
 
     def save_model(self, model):
         """Writes model.keras, without the optimizer."""
@@ -124,16 +144,34 @@ class RunFolder:
         """Returns the model of a finished run."""
         if not (self.path / "model.keras").is_file():
             self.read("model.keras")
-        return keras.saving.load_model(self.path / "model.keras", compile=False)
+        with self._sound("model.keras"):
+            if (damaged := zipfile.ZipFile(self.path / "model.keras").testzip()) is not None:
+                raise zipfile.BadZipFile(f"a wrong checksum of {damaged}")
+            return keras.saving.load_model(self.path / "model.keras", compile=False)
 
     def report(self):
         """Returns the content of report.json."""
-        return json.loads(self.read("report.json"))
+        with self._sound("report.json"):
+            return dict(json.loads(self.read("report.json")))
 
     def history(self):
         """Returns the columns of history.csv: lists of numbers by name."""
-        rows = list(csv.DictReader(io.StringIO(self.read("history.csv"))))
-        return {name: [float(row[name]) for row in rows] for name in rows[0]}
+        with self._sound("history.csv"):
+            rows = list(csv.DictReader(io.StringIO(self.read("history.csv"))))
+            return {name: [float(row[name]) for row in rows] for name in rows[0]}
+
+    @contextlib.contextmanager
+    def _sound(self, name):
+        """Raises ValueError, which names the file, in place of what a damaged one else raises."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno is not None:  # HDF5's have none
+                raise
+            reason = str(error)[:200] or type(error).__name__
+            raise ValueError(f"{self.path / name} cannot be read: {reason}") from error
 
     @contextlib.contextmanager
     def told_of_full_disk(self):

@@ -1,5 +1,7 @@
 """What a translation training is worth: BLEU and chrF with their signatures, as numbers and as a figure."""
 
+import json
+
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
@@ -35,10 +37,12 @@ def measure(translations, references):
     translations, references = list(translations), [list(references)]
     cased, lower, chrf = BLEU(force=True), BLEU(lowercase=True, force=True), CHRF()  # force: no warning of spaces
     found = cased.corpus_score(translations, references, n_bootstrap=BOOTSTRAP)
+    resampled = json.loads(found.format(width=4, signature=str(cased.get_signature()), is_json=True))
+    middle, half = (resampled.get(f"confidence_{name}", 0.0) for name in ("mean", "var"))  # absent where all are 0
     return {
         "examples": len(translations),
         "bleu": found.score,
-        "bleu_interval": [found._mean - found._ci, found._mean + found._ci],
+        "bleu_interval": [middle - half, middle + half],
         "bleu_lowercase": lower.corpus_score(translations, references).score,
         "chrf": chrf.corpus_score(translations, references).score,
         "length_ratio": found.sys_len / found.ref_len,
