@@ -1,9 +1,11 @@
-"""The command line over the recipes.
+r"""The command line over the recipes.
 
     python -m nnopt train image --preset laptop --output runs/laptop
     python -m nnopt train image --preset cpu --set epochs=5 optimizer=adamw --output runs/short
     python -m nnopt test runs/laptop
     python -m nnopt classify runs/laptop holiday.jpg
+    python -m nnopt train translation --preset cpu --output runs/multi30k
+    printf 'A man is riding a bike.\n' | python -m nnopt translate runs/multi30k
 
 What goes wrong ends in one sentence on the standard error: exit status 2 for a wrong command, 1 for what fails, 130
 after Ctrl-C. The same command again goes on with a training that was interrupted.
@@ -13,6 +15,7 @@ import argparse
 import contextlib
 import dataclasses
 import errno
+import os
 import pathlib
 import re
 import sys
@@ -22,11 +25,19 @@ import warnings
 from argparse import ArgumentError
 
 import jsonargparse
+from jsonargparse.typing import PositiveInt
 
-from nnopt.recipes import image, report
-from nnopt.recipes.running import STRATEGIES
+from nnopt.recipes import image, report, translation, translation_report
+from nnopt.recipes.running import STRATEGIES, RunFolder
 
-RECIPES = {"image": (image.ImageRecipe, image.train_images)}
+# Recipe, training, test, summary of the report.
+RECIPES = {
+    "image": (image.ImageRecipe, image.train_images, image.test_images, report.summary),
+    "translation": (
+        translation.TranslationRecipe, translation.train_translation, translation.test_translation,
+        translation_report.summary,
+    ),
+}  # fmt: skip
 # A wrong command raises ArgumentError, in place of printing the usage.
 STRICT = {"exit_on_error": False, "allow_abbrev": False}
 
@@ -44,6 +55,9 @@ def main(arguments=None):
         return _fail("interrupted; run the same command again to go on", 130)
     except ArgumentError as error:
         return _fail(error, 2)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where the rest goes when Python ends
+        return _fail("nobody reads the output any longer", 1)
     except OSError as error:
         return _fail(_of_system(error), 1)
     except (ValueError, TypeError, ArithmeticError, ImportError) as error:
@@ -54,7 +68,7 @@ def main(arguments=None):
 
 
 def _run(arguments):
-    commands = {"train": _train, "test": _test, "classify": _classify}
+    commands = {"train": _train, "test": _test, "classify": _classify, "translate": _translate}
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__)
     elif arguments[0] not in commands:
@@ -67,13 +81,13 @@ def _train(arguments):
     kind = arguments[0] if arguments else "nothing"
     if kind not in RECIPES:
         raise ArgumentError(None, f"`train` must be followed by one of {', '.join(RECIPES)}. Received: {kind}")
-    recipe_class, train = RECIPES[kind]
+    recipe_class, train, _, summary = RECIPES[kind]
     recipe, options = _recipe(kind, recipe_class, arguments[1:])
     print(recipe, flush=True)
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: print(message)  # such as Resume's, that the run is complete
         measured = train(recipe, options.output, strategy=options.strategy, save_every=options.save_every)
-    print(report.summary(measured))
+    print(summary(measured))
     print(f"written to {options.output}")
 
 
@@ -124,22 +138,46 @@ def _spelled_out(arguments, types):
 
 
 def _test(arguments):
-    parser = jsonargparse.ArgumentParser(
-        "python -m nnopt test", description="Tests a finished run's network again.", **STRICT
-    )
-    parser.add_argument("output", help="the run's folder")
-    print(report.summary(image.test_images(parser.parse_args(arguments).output)))
+    output = _parser("test", "Tests a finished run's network again.").parse_args(arguments).output
+    fields = RunFolder(output).fields()
+    for recipe_class, _, test, summary in RECIPES.values():
+        if fields == {field.name for field in dataclasses.fields(recipe_class)}:
+            return print(summary(test(output)))
+    raise ValueError(f"recipe.json must be that of one of {', '.join(RECIPES)}. Received: {output}, with other fields")
 
 
 def _classify(arguments):
-    parser = jsonargparse.ArgumentParser("python -m nnopt classify", description="Names what pictures show.", **STRICT)
-    parser.add_argument("output", help="the run's folder")
+    parser = _parser("classify", "Names what pictures show.")
     parser.add_argument("pictures", nargs="+", help="picture files")
     options = parser.parse_args(arguments)
     for path, best in zip(options.pictures, image.classify(options.output, options.pictures)):
         print(path)
         for name, probability in best:
             print(f"  {probability:7.2%}  {name}")
+
+
+def _translate(arguments):
+    parser = _parser("translate", "Translates UTF-8 text, a line for each line.")
+    parser.add_argument("file", nargs="?", help="text file; the standard input where it is left out")
+    parser.add_argument("--beam_width", type=PositiveInt, help="1 is greedy search; the recipe's where it is left out")
+    options = parser.parse_args(arguments)
+    if options.file is None and sys.stdin is None:
+        raise ArgumentError(None, "`file` must be given where the standard input is closed. Received: no file")
+    name = 0 if options.file is None else options.file
+    with open(name, "rb", closefd=name != 0) as source:
+        translator = translation.Translator(options.output)
+        for number, (translated, remarks) in enumerate(translator.stream(source, options.beam_width), 1):
+            if remarks:
+                print(f"nnopt: line {number}: {'; '.join(remarks)}", file=sys.stderr)
+            sys.stdout.buffer.write(translated.encode() + b"\n")
+            sys.stdout.buffer.flush()
+
+
+def _parser(command, description):
+    """Returns the parser of a command on a finished run."""
+    parser = jsonargparse.ArgumentParser(f"python -m nnopt {command}", description=description, **STRICT)
+    parser.add_argument("output", help="the run's folder")
+    return parser
 
 
 def _fail(message, status):

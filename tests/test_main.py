@@ -50,7 +50,7 @@ def trained(monkeypatch):
         kept.update(recipe=recipe, output=output, **options)
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(__import__("nnopt.__main__").__main__.RECIPES, "image", (ImageRecipe, train))
+    monkeypatch.setitem(__import__("nnopt.__main__").__main__.RECIPES, "image", (ImageRecipe, train, None, None))
     return kept
 
 
@@ -109,7 +109,7 @@ def test_the_recipe_is_printed_before_it_is_trained(trained, capsys):
 def test_help_names_the_commands_and_of_train_each_field_and_preset(capsys):
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
-    assert all(f"python -m nnopt {command} " in shown for command in ("train", "test", "classify"))
+    assert all(f"python -m nnopt {command} " in shown for command in ("train", "test", "classify", "translate"))
     with pytest.raises(SystemExit) as ended:
         main(["train", "image", "--help"])
     shown = capsys.readouterr().out
@@ -151,9 +151,9 @@ def test_a_picture_gets_its_five_best_classes(run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["frain"], "must be one of train, test, classify. Received: frain"),
-        (["train"], "must be followed by one of image. Received: nothing"),
-        (["train", "video"], "must be followed by one of image. Received: video"),
+        (["frain"], "must be one of train, test, classify, translate. Received: frain"),
+        (["train"], "must be followed by one of image, translation. Received: nothing"),
+        (["train", "video"], "must be followed by one of image, translation. Received: video"),
         (["train", "image", "--output", "x"], "preset"),
         ([*TRAIN], "output"),
         ([*TRAIN[:3], "huge", "--output", "x"], "'huge' (choose from 'laptop', 'cpu', 'gpu', 'paper')"),
