@@ -75,7 +75,6 @@ def test_a_preset_is_trained_as_it_is_and_printed_before(preset, trained, capsys
         ("variational=true", "variational", True),
         ("l2=1e-6", "l2", 1e-6),
         ("averaging=0", "averaging", 0.0),
-        ("jit_compile=auto", "jit_compile", "auto"),
     ],
 )
 def test_set_changes_one_field(word, field, value, trained):

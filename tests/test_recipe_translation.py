@@ -65,7 +65,7 @@ WRONG = {
     "weight_decay": (-0.1, None), "warmup": (1.0, "0"), "final_share": (0.0, None), "clip": (0.0, None),
     "epochs": (0, 1.5), "batch_size": (0, None), "averaging": (-1.0, None), "patience": (-1, 1.5),
     "monitor": ("loss", None), "beam_width": (0, 2.0), "length_penalty": (-0.5, "average"),
-    "precision": ("float16", None), "jit_compile": ("yes", None), "seed": (-1, None),
+    "precision": ("float16", None), "seed": (-1, None),
 }  # fmt: skip
 
 
@@ -597,7 +597,7 @@ def test_an_interrupted_run_ends_with_the_same_weights_and_report(run, tmp_path,
     [
         {"cell": "lstm", "attention": "bahdanau", "layers": 2, "variational": True, "dropout": 0.3, "l2": 1e-4},
         {"optimizer": "adam", "weight_decay": 0.0, "averaging": 0.5, "direction": "de-en", "label_smoothing": 0.0},
-        {"precision": "mixed_bfloat16", "jit_compile": "auto"},
+        {"precision": "mixed_bfloat16"},
         {"averaging": 0.0, "patience": 0, "monitor": "val_loss", "beam_width": 1},
     ],
     ids=lambda changes: next(iter(changes)),

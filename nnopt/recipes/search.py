@@ -1,7 +1,6 @@
 """Grid search over the fields of the translation recipe, by KerasTuner."""
 
 import dataclasses
-import functools
 import itertools
 import json
 import math
@@ -13,12 +12,12 @@ import numpy as np
 from nnopt.callbacks import Resume
 from nnopt.checks import check_choice, check_instance
 from nnopt.recipes import running
-from nnopt.recipes.translation import ValidationBLEU, built, prepared
+from nnopt.recipes.translation import ValidationBLEU, built, choose_jit, prepared
 
 # What a search does not vary: what decides the data, and what its measurements do not depend on.
 FIXED = (
     "data", "direction", "pairs", "vocabulary", "longest", "batch_size", "seed", "averaging", "patience", "monitor",
-    "beam_width", "length_penalty", "jit_compile",
+    "beam_width", "length_penalty",
 )  # fmt: skip
 MEASURED = ("val_loss", "val_bleu")  # after each epoch
 
@@ -55,10 +54,7 @@ def grid_search(recipe, grid, output, objective="val_loss"):
     with folder.in_turn():
         folder.check(recipe)
         subwords, batches, validation = prepared(recipe, data, folder)
-        build = functools.partial(built, recipe, subwords, batches, devices)
-        settings = folder.begin(
-            recipe, devices, lambda: running.choose_jit(recipe.jit_compile, devices, build, batches)
-        )
+        settings = folder.begin(recipe, devices, choose_jit)
         folder.write("subwords.model", bytes(subwords))
         own = json.dumps({"objective": objective, "grid": {name: list(map(str, grid[name])) for name in grid}}) + "\n"
         if (folder.path / "grid.json").exists() and folder.read("grid.json") != own:

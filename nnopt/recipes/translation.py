@@ -72,7 +72,6 @@ class TranslationRecipe(Recipe):
         beam_width: Beams of the test, >= 1.
         length_penalty: Its exponent, >= 0, as in `nnopt.decoding.beam_search`.
         precision: "float32" or "mixed_bfloat16".
-        jit_compile: True, False or "auto", as in `ImageRecipe`.
         seed: Integer >= 0 of the initial weights, the order of the pairs and dropout.
 
     Raises:
@@ -113,7 +112,6 @@ class TranslationRecipe(Recipe):
     beam_width: int = 4
     length_penalty: float = 1.0
     precision: Literal["float32", "mixed_bfloat16"] = "float32"
-    jit_compile: bool | Literal["auto"] = False
     seed: int = 0
 
     def __post_init__(self):
@@ -133,7 +131,6 @@ class TranslationRecipe(Recipe):
         check_boolean("variational", self.variational)
         self.refuse_broken(
             {
-                "jit_compile": ("True, False or 'auto'", self.jit_compile in (True, False, "auto")),
                 "weight_decay": (
                     "0 with optimizer='adam', which has none: take 'adamw', or set it to 0",
                     self.optimizer != "adam" or self.weight_decay == 0,
@@ -279,7 +276,7 @@ def gpu():
     """
     return TranslationRecipe(
         data="multi30k", vocabulary=8000, cell="lstm", attention="bahdanau", layers=2, units=512, embedding=512,
-        dropout=0.3, learning_rate=1e-3, epochs=25, batch_size=128, beam_width=5, jit_compile="auto",
+        dropout=0.3, learning_rate=1e-3, epochs=25, batch_size=128, beam_width=5,
     )  # fmt: skip
 
 
@@ -293,7 +290,7 @@ def paper():
     return TranslationRecipe(
         data="wmt14", vocabulary=32000, longest=50, cell="lstm", attention="bahdanau", layers=4, units=1024,
         embedding=1024, dropout=0.2, l2=1e-6, learning_rate=5e-4, weight_decay=0.0, epochs=10, batch_size=256,
-        averaging=0.1, beam_width=10, precision="mixed_bfloat16", jit_compile="auto",
+        averaging=0.1, beam_width=10, precision="mixed_bfloat16",
     )  # fmt: skip
 
 
@@ -410,14 +407,13 @@ def train_translation(recipe, output, *, strategy="none", save_every=200):
     data = recipe.load()
     subwords, train, validation = prepared(recipe, data, folder)
     devices.check_batches([train.examples, validation.examples], recipe.batch_size)
-    build = functools.partial(built, recipe, subwords, train, devices)
-    settings = folder.begin(recipe, devices, lambda: running.choose_jit(recipe.jit_compile, devices, build, train))
+    settings = folder.begin(recipe, devices, choose_jit)
     folder.write("subwords.model", bytes(subwords))
     callbacks = [ValidationBLEU(subwords, data.validation)]
     if recipe.patience is not None:
         callbacks.append(_early_stopping(recipe))
     with folder.alone():
-        model = build(settings["jit_compile"])
+        model = built(recipe, subwords, train, devices, settings["jit_compile"])
         training = running.fit(
             model, train, validation, train.examples, recipe.epochs, folder, devices, save_every, callbacks
         )
@@ -444,6 +440,14 @@ def prepared(recipe, data, folder):
             sentences = [*data.train[0], *data.train[1]]
             subwords = text.train_subwords(sentences, recipe.vocabulary, pathlib.Path(place, path.name))
     return subwords, recipe.batches(data.train, subwords), recipe.batches(data.validation, subwords)
+
+
+def choose_jit():
+    """Returns what a run gives to `compile` as `jit_compile`.
+
+    TensorFlow's XLA would compile each shape of a batch, and cannot compile Bahdanau's attention in training.
+    """
+    return False if keras.backend.backend() == "tensorflow" else "auto"
 
 
 def built(recipe, subwords, train, devices, jit_compile):
