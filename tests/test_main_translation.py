@@ -19,6 +19,11 @@ from test_main import fault
 from nnopt.__main__ import RECIPES, main
 from nnopt.recipes import ImageRecipe, TranslationRecipe, Translator, translation, translation_report
 
+if keras.backend.backend() != "tensorflow":
+    pytest.skip(
+        "the command line is the same on all backends, and compiles for minutes on JAX", allow_module_level=True
+    )
+
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = ["train", "translation", "--preset", "laptop"]
 
