@@ -1,12 +1,12 @@
 """nnopt: what Keras 3 lacks to put claims about neural-network optimization to the test."""
 
-from nnopt._start import without_tensorflow_notices
+from nnopt._start import without_garbage_collection, without_tensorflow_notices
 
-with without_tensorflow_notices():
+with without_garbage_collection(), without_tensorflow_notices():
     import keras  # noqa: F401
 
-from nnopt import callbacks, data, decoding, models, schedules
-from nnopt.finder import LearningRateCurve, find_learning_rate
+    from nnopt import callbacks, data, decoding, models, schedules
+    from nnopt.finder import LearningRateCurve, find_learning_rate
 
 __all__ = [
     "LearningRateCurve",

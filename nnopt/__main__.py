@@ -11,6 +11,11 @@ What goes wrong ends in one sentence on the standard error: exit status 2 for a 
 after Ctrl-C. The same command again goes on with a training that was interrupted.
 """
 
+# ruff: noqa: E402
+import gc
+
+gc.freeze()  # what `nnopt` has imported stays to the end: not to look through it for garbage saves a second
+
 import argparse
 import contextlib
 import dataclasses

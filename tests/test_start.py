@@ -1,5 +1,6 @@
 """Importing nnopt prints nothing of its own and swallows nothing of others, not even where the import dies."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import nnopt
-from nnopt._start import without_tensorflow_notices
+from nnopt._start import without_garbage_collection, without_tensorflow_notices
 
 ALONE = f"""
 import os, sys
@@ -59,3 +60,14 @@ def test_without_an_interpreter_to_start_nothing_is_held_back():
     code = f"sys.executable = 'nowhere'\nwith without_tensorflow_notices():\n    os.write(2, b'{notice}')"
     done = run(f"{ALONE}\n{code}")
     assert (done.returncode, done.stderr) == (0, notice)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_garbage_is_collected_after_an_import_where_it_was_before(before, monkeypatch):
+    monkeypatch.setattr(gc, "isenabled", lambda: before)
+    states = []
+    monkeypatch.setattr(gc, "disable", lambda: states.append(False))
+    monkeypatch.setattr(gc, "enable", lambda: states.append(True))
+    with pytest.raises(ImportError), without_garbage_collection():
+        raise ImportError
+    assert states == ([False, True] if before else [False])
