@@ -206,6 +206,7 @@ def test_l2_adds_the_squares_of_all_kernels_to_the_loss_and_of_nothing_else(monk
     assert not CHAPTER["compiled"](2, 4, 0.0, 0.0).losses
 
 
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the tuner knows no backend")
 def test_the_tuner_asks_for_every_point_and_files_each_loss_under_its_own(monkeypatch):
     grid = {"layers": [1, 2], "units": [4, 8], "dropout": [0.1]}
     points = list(itertools.product(*grid.values()))
