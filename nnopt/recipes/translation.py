@@ -250,7 +250,7 @@ def laptop():
 
     Took 3.6 minutes on two cores that were busy with other work. Reached BLEU 97.9 by greedy search, and 95.9 with a
     beam of 4, which finds shorter sentences of a higher score; 95 % interval 95.0 to 96.9. Without L2, and at a rate of
-    0.003, it reached 27.4: attention learned to find the numbers too late.
+    0.003, greedy search reached 27.4.
     """
     return TranslationRecipe(learning_rate=1e-2, l2=1e-4)
 
