@@ -59,7 +59,7 @@ def test_a_colour_serves_once_in_a_group_and_a_method_has_one_colour():
 
 def test_color_knows_a_method_by_any_spelling_and_refuses_others():
     assert plots.color("one-cycle") == plots.color("ONE_CYCLE") == plots.color("OneCycle")
-    with pytest.raises(ValueError, match="`name` must be one of adam"):
+    with pytest.raises(ValueError, match="`name` must be one of adagrad, adam"):
         plots.color("adamm")
 
 
