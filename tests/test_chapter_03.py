@@ -8,6 +8,9 @@ from notebook_cells import from_scratch
 
 import nnopt
 
+if keras.backend.backend() == "torch":
+    pytest.skip("The chapters run on TensorFlow and on JAX", allow_module_level=True)
+
 CELLS = {"RNN": "simple", "GRU": "gru", "LSTM": "lstm"}
 CHAPTER = from_scratch("03_recurrent_neural_networks")
 RANDOM = np.random.default_rng(0)
