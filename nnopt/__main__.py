@@ -11,10 +11,10 @@ What goes wrong ends in one sentence on the standard error: exit status 2 for a 
 after Ctrl-C. The same command again goes on with a training that was interrupted.
 """
 
-# ruff: noqa: E402
 import gc
 
-gc.freeze()  # what `nnopt` has imported stays to the end: not to look through it for garbage saves a second
+if __name__ == "__main__":  # a process of ours, in which what `nnopt` has imported stays to the end
+    gc.freeze()  # not to look through it for garbage saves a second
 
 import argparse
 import contextlib

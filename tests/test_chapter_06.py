@@ -1,17 +1,13 @@
-"""The from-scratch cells of chapter 06 against Keras, SciPy and NumPy; its words against the ledger."""
-
-import json
-import re
+"""The from-scratch cells of chapter 06 against Keras, SciPy and NumPy."""
 
 import keras
 import numpy as np
 import pytest
 from keras import ops
-from notebook_cells import NOTEBOOKS, from_scratch
+from notebook_cells import from_scratch
 from scipy import optimize
 
 from nnopt import callbacks
-from nnopt.lab import results
 
 CHAPTER = from_scratch("06_regularization")
 LIBRARIES = {"ours": CHAPTER["dropout"], "Keras'": CHAPTER["library_dropout"]}
@@ -201,14 +197,3 @@ def test_least_squares_equals_numpy_and_the_normal_equations(count):
     np.testing.assert_allclose(smallest, np.linalg.lstsq(features, targets, rcond=1e-6)[0], atol=1e-6)
     expected = np.linalg.solve(features.T @ features + 0.5 * np.eye(count), features.T @ targets)
     np.testing.assert_allclose(ridge, expected, atol=1e-8)
-
-
-WORDS = "supported|refuted|negligible|inconclusive|depends on the grid|not testable here|exact"
-
-
-def test_the_words_of_the_chapter_are_those_of_the_ledger():
-    book = json.loads((NOTEBOOKS / "06_regularization.ipynb").read_text(encoding="utf-8"))
-    prose = "\n".join("".join(cell["source"]) for cell in book["cells"] if cell["cell_type"] == "markdown")
-    named = set(re.findall(rf"\*\*((?:REG|GEN)-\d[^*]*?) ({WORDS})\*\*", prose))
-    ledger = {(row["claim"], row["word"]) for row in results.recorded() if row["chapter"] == "06_regularization"}
-    assert named == ledger
