@@ -3,6 +3,7 @@
 import collections
 import functools
 import itertools
+import math
 import re
 import tempfile
 from types import SimpleNamespace
@@ -25,6 +26,7 @@ CHAPTER = from_scratch(
     UNKNOWN=UNKNOWN,
     functools=functools,
     itertools=itertools,
+    math=math,
     tempfile=tempfile,
     PLAN=SimpleNamespace(full=False),
     LAYERS=[1],
@@ -33,7 +35,7 @@ CHAPTER = from_scratch(
     WIDTHS=[1],
     VOCABULARY=12,
     BATCH=8,
-    cross_entropy=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    cross_entropy=keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="mean_with_sample_weight"),
 )
 LAYER_NAMES = ("source_embedding", "target_embedding", "encoder", "start", "decoder", "keys", "combine", "logits")
 
@@ -169,18 +171,18 @@ def test_the_steps_of_the_picture_find_what_the_librarys_beam_search_finds(width
     assert ended >= 8 * width
 
 
-def test_the_loss_is_the_mean_over_the_subwords_that_are_no_padding():
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_loss_is_the_mean_over_the_subwords_that_are_no_padding(masked):
     random = np.random.default_rng(0)
-    labels = sentences(random, 12, [3, 6, 1, 4], 6)
-    logits = random.normal(size=(4, 6, 12)).astype("float32")
-
-    def network(_):
-        return logits
-
+    source, labels = sentences(random, 12, [6, 2, 4, 5], 6), sentences(random, 12, [3, 6, 1, 4], 6)
+    target = np.concatenate([np.full((4, 1), START, "int32"), labels[:, :-1]], axis=1)
+    target = np.where(labels == PAD, PAD, target)
+    network = both_networks(random, 12, 4)[int(masked)]  # the library's tells Keras what is padding
+    logits = ops.convert_to_numpy(network([source, target]))
     log_probabilities = logits - np.log(np.sum(np.exp(logits), axis=-1, keepdims=True))
     expected = [-log_probabilities[row, place, labels[row, place]] for row, place in np.argwhere(labels != PAD)]
     assert len(expected) == 14
-    assert CHAPTER["loss_of"](network, (None, None, labels)) == pytest.approx(np.mean(expected), rel=1e-5)
+    assert CHAPTER["loss_of"](network, (source, target, labels)) == pytest.approx(np.mean(expected), rel=1e-5)
 
 
 def test_a_training_reads_every_pair_once_an_epoch_in_an_order_of_its_seed(monkeypatch):
