@@ -5,14 +5,16 @@ from nnopt._start import without_garbage_collection, without_tensorflow_notices
 with without_garbage_collection(), without_tensorflow_notices():
     import keras  # noqa: F401
 
-    from nnopt import callbacks, data, decoding, models, schedules
+    from nnopt import attacks, callbacks, data, decoding, explain, models, schedules
     from nnopt.finder import LearningRateCurve, find_learning_rate
 
 __all__ = [
     "LearningRateCurve",
+    "attacks",
     "callbacks",
     "data",
     "decoding",
+    "explain",
     "find_learning_rate",
     "models",
     "schedules",

@@ -17,7 +17,7 @@ MODULES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text("utf-8"))
            for path in sorted((ROOT / "nnopt").rglob("*.py"))}  # fmt: skip
 # Who may import whom: only what stands in its own line or above.
 LEVELS = (
-    ("checks", "_start", "_keras", "_gradients", "_state", "_backend", "_patches"),
+    ("checks", "_start", "_keras", "_gradients", "_state", "_backend", "_patches", "_classifiers"),
     ("schedules", "optimizers"),
     ("finder", "callbacks", "models", "data", "decoding", "attacks", "explain"),
     ("lab",),
