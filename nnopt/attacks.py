@@ -85,7 +85,7 @@ def pgd(
     >>> import numpy as np
     >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, use_bias=False)])
     >>> model.set_weights([np.array([[1.0, -1.0], [0.0, 0.0]])])  # class 0 where x[0] > 0
-    >>> pgd(model, np.array([[0.3, 0.5]]), np.array([0]), 0.2, random_start=False).round(3).tolist()
+    >>> pgd(model, np.array([[0.3, 0.5]]), np.array([0]), 0.2, random_start=False).astype(float).round(3).tolist()
     [[0.1, 0.5]]
 
     Reference: Madry et al. 2018, "Towards deep learning models resistant to adversarial attacks", section 2.1; the
