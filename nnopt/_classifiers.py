@@ -40,8 +40,11 @@ def weights_of(model):
 
 
 def logits_of(model, weights, x):
-    """Returns the logits in inference mode, (batch, classes) in float32, at given weights."""
-    return ops.cast(model.stateless_call(*weights, x, training=False)[0], "float32")
+    """Returns the logits in inference mode, (batch, classes) in float32; `weights` are the model's present ones."""
+    # JAX would take the weights that a compiled function reads as constants.
+    jax = keras.backend.backend() == "jax"
+    logits = model.stateless_call(*weights, x, training=False)[0] if jax else model(x, training=False)
+    return ops.cast(logits, "float32")
 
 
 def of_class(logits, y):

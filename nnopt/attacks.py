@@ -64,7 +64,7 @@ def pgd(
         steps: Steps of an attempt, >= 1.
         step_size: Length of a step, > 0; 2.5 * epsilon / steps by default, so that a run can cross the whole ball.
         restarts: Attempts, >= 1. Of an example the strongest attempt is kept: one that succeeds before one that does
-            not, then the one with the larger loss; the unchanged x competes, too.
+            not, then the one with the larger loss.
         random_start: Whether an attempt begins at a random point of the ball instead of at x.
         targeted: Whether to lead to the class y instead of away from it.
         loss: "cross_entropy", or "margin", the largest other logit minus that of y, whose gradient does not vanish
@@ -107,14 +107,18 @@ def pgd(
     weights = weights_of(model)
     numbers = [ops.convert_to_tensor(number, "float32") for number in (epsilon, step_size, low, high)]
 
+    def attempt(original, labels):
+        start = _start(original, epsilon, norm, (low, high), seeds) if random_start else original
+        return attack(weights, original, labels, start, ops.convert_to_tensor(steps), *numbers)
+
     def strongest(original, labels):
-        found, (successes, losses) = original, score(weights, original, labels)
-        for _ in range(restarts):
-            start = _start(original, epsilon, norm, (low, high), seeds) if random_start else original
-            attempt = attack(weights, original, labels, start, ops.convert_to_tensor(steps), *numbers)
-            success, its_losses = score(weights, attempt, labels)
-            better = (success & ~successes) | ((success == successes) & (its_losses >= losses))
-            found = ops.where(ops.reshape(better, (-1, *[1] * (x.ndim - 1))), attempt, found)
+        found = attempt(original, labels)
+        successes, losses = score(weights, found, labels) if restarts > 1 else (None, None)
+        for _ in range(restarts - 1):
+            other = attempt(original, labels)
+            success, its_losses = score(weights, other, labels)
+            better = (success & ~successes) | ((success == successes) & (its_losses > losses))
+            found = ops.where(ops.reshape(better, (-1, *[1] * (x.ndim - 1))), other, found)
             successes, losses = success | successes, ops.where(better, its_losses, losses)
         return [found]
 

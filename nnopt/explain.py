@@ -235,7 +235,8 @@ def deletion_curve(model, x, attributions, y=None, *, steps=16, fill=0.0, insert
     for count in np.round(np.linspace(0, flat.shape[1], steps + 1)):
         chosen = ranks < count
         inputs = np.where(chosen, x, fill) if insertion else np.where(chosen, fill, x)
-        curve.append(_probability(model, inputs.astype("float32"), y))
+        shares = ops.convert_to_numpy(ops.softmax(_logits(model, inputs.astype("float32"))))
+        curve.append(shares[np.arange(len(y)), y])
     return np.stack(curve, axis=1)
 
 
@@ -262,12 +263,6 @@ def _gradient(model, x, y):
 
 def _logits(model, x):
     return in_batches(lambda part: [_compiled_for(model)[1](weights_of(model), part)], x)[0]
-
-
-def _probability(model, x, y):
-    logits = _logits(model, x)
-    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return shares[np.arange(len(y)), y] / shares.sum(axis=1)
 
 
 def _checked(model, x, y):
