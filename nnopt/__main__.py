@@ -91,7 +91,8 @@ def _train(arguments):
     print(recipe, flush=True)
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: print(message)  # such as Resume's, that the run is complete
-        measured = train(recipe, options.output, strategy=options.strategy, save_every=options.save_every)
+        together = {"hosts": options.hosts.split(","), "index": options.index} if options.hosts else {}
+        measured = train(recipe, options.output, strategy=options.strategy, save_every=options.save_every, **together)
     print(summary(measured))
     print(f"written to {options.output}")
 
@@ -105,6 +106,8 @@ def _recipe(kind, recipe_class, arguments):
     )
     parser.add_argument("--output", required=True, help="folder of this run; the same command again goes on in it")
     parser.add_argument("--strategy", choices=tuple(STRATEGIES), default="none", help="spreads batches over devices")
+    parser.add_argument("--hosts", default="", help="with --strategy jax name:port of all hosts, the first one's first")
+    parser.add_argument("--index", type=int, default=0, help="which of the hosts this one is, from 0")
     parser.add_argument("--save_every", type=int, default=200, help="batches between checkpoints within an epoch")
     parser.add_argument("--set", metavar="name=value", nargs="+", help="any of the recipe's fields, as below")
     parser.add_class_arguments(recipe_class)

@@ -32,6 +32,15 @@ def threads(number=None, operations=None):
     return None
 
 
+def first_process():
+    """Returns whether this process is the first of those that compute together on JAX, or alone."""
+    if keras.backend.backend() != "jax":
+        return True
+    import jax
+
+    return jax.process_index() == 0
+
+
 @contextlib.contextmanager
 def quiet_tensorflow():
     """Holds back TensorFlow's notes that it maps some operations (dropout's) by a loop, and that it traces often."""

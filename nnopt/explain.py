@@ -181,7 +181,9 @@ def occlusion(model, x, y=None, *, size=2, stride=1, fill=0.0):
     """
     x, y = _checked(model, x, y)
     fill = _checked_fill("fill", fill, x)
-    height, width = _image_size(x)
+    if x.ndim != 4:
+        raise ValueError(f"`x` must be images (examples, height, width, channels). Received: x={shown(x)}")
+    height, width = x.shape[1:3]
     size = check_integer("size", size, at_least=1, at_most=min(height, width))
     stride = check_integer("stride", stride, at_least=1)
     before = _gradient(model, x, y)[0]
@@ -279,9 +281,3 @@ def _checked_fill(name, fill, x):
         raise ValueError(
             f"`{name}` must be a number or an array that fits x. Received: {name}={shown(fill)}"
         ) from error
-
-
-def _image_size(x):
-    if x.ndim != 4:
-        raise ValueError(f"`x` must be images (examples, height, width, channels). Received: x={shown(x)}")
-    return x.shape[1:3]

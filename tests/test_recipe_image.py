@@ -114,7 +114,7 @@ def test_one_cycle_is_the_schedules_own():
 
 @pytest.mark.parametrize("name", ImageRecipe.presets)
 def test_weight_decay_touches_no_norm_and_no_bias(name):
-    recipe = ImageRecipe.preset(name).replace(width=4, image_size=32)
+    recipe = ImageRecipe.preset(name).replace(width=4, image_size=32, depth=8)
     network = recipe.build_network(channels=3, classes=10)
     optimizer = recipe.build_optimizer(steps_per_epoch=5)
     optimizer.build(network.trainable_weights)

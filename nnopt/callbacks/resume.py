@@ -9,7 +9,7 @@ import warnings
 import keras
 from keras import ops
 
-from nnopt import _keras, _state
+from nnopt import _backend, _keras, _state
 from nnopt.callbacks import _checkpoints as checkpoints
 from nnopt.checks import check_integer, shown
 from nnopt.data.ordered import EpochData, EpochReader
@@ -44,6 +44,8 @@ class Resume(keras.callbacks.Callback):
     `keras.utils.set_random_seed`; no stateful random operations of TensorFlow, whose state nobody can read), and where
     the order of the data is known: `nnopt.data.OrderedDataset` for arrays, `nnopt.data.EpochPipeline` for TFDS and
     Grain, or what else keeps `nnopt.data.EpochData`. For other data a warning says that nothing is promised.
+
+    Where several processes of JAX train together, the first one writes and all read, so all must see the folder.
 
     Callbacks with methods `get_state()` and `set_state(state)` and Keras' own EarlyStopping, ReduceLROnPlateau,
     ModelCheckpoint and History keep their state. The other callbacks hear only of the batches that are trained.
@@ -208,6 +210,8 @@ class Resume(keras.callbacks.Callback):
         model.train_function = skip
 
     def _save(self, epoch, batch):
+        if not _backend.first_process():
+            return
         model = self.model
         state = {
             "identity": self._own_identity(),

@@ -21,6 +21,7 @@ from nnopt.data import augment, images, pictures
 from nnopt.models import resnet
 from nnopt.recipes import report as reports
 from nnopt.recipes import running
+from nnopt.recipes.hosts import Hosts
 from nnopt.recipes.recipe import Recipe
 
 DATA = tuple(images.SETS)
@@ -272,7 +273,7 @@ def paper():
 ImageRecipe.presets = {function.__name__: function for function in (laptop, cpu, gpu, paper)}
 
 
-def train_images(recipe, output, *, strategy="none", save_every=200):
+def train_images(recipe, output, *, strategy="none", save_every=200, hosts=(), index=0):
     """Trains by a recipe, tests, and writes a run folder that describes itself. Killed, it goes on where it was.
 
     The folder holds recipe.json, versions.json (strategy, compilation, packages, machine), history.csv, tensorboard/
@@ -284,6 +285,8 @@ def train_images(recipe, output, *, strategy="none", save_every=200):
         output: Folder of this run, new or one that the same call began.
         strategy: "none", "mirrored" (TensorFlow's devices) or "jax" (JAX's devices).
         save_every: Batches between two checkpoints within an epoch, an integer >= 1.
+        hosts, index: With strategy "jax" the addresses of all hosts that train together, and this one's place among
+            them: see `nnopt.recipes.hosts.Hosts`. Only the first one writes to `output`.
 
     Returns:
         The report, a dict: see `nnopt.recipes.report.measure`.
@@ -292,11 +295,13 @@ def train_images(recipe, output, *, strategy="none", save_every=200):
         ValueError: The folder holds another run, another process trains in it, or the strategy does not fit backend or
             data.
         OSError: The data set is missing, or the folder cannot be written.
+        ConnectionError: Another host has left the training.
         FloatingPointError: The loss became NaN.
     """
-    folder = running.RunFolder(output)
+    hosts = Hosts(hosts, index)
+    folder = hosts.folder(output)
     folder.check(recipe)
-    devices = running.Devices(strategy)
+    devices = running.Devices(strategy, hosts)
     data = images.load(recipe.data)
     parts = {"image_size": recipe.image_size, "batch_size": recipe.batch_size}
     train = images.training_data(data, **parts, seed=recipe.seed)
@@ -316,7 +321,7 @@ def train_images(recipe, output, *, strategy="none", save_every=200):
     )
     with folder.alone():
         network, model = build(settings["jit_compile"])
-        training = running.fit(model, train, validation, sizes[0], recipe.epochs, folder, devices, save_every)
+        training = running.fit(model, train, validation, sizes[0], recipe.epochs, folder, devices, hosts, save_every)
         saved = recipe.build_network(channels, data.classes)  # without a layer of ours, so that plain Keras loads it
         saved.set_weights(network.get_weights())
         folder.save_model(saved)

@@ -36,10 +36,12 @@ class RunFolder:
 
     Args:
         path: The folder; nothing is made before `begin`.
+        checkpoints: The folder of the checkpoints; by default one in it.
     """
 
-    def __init__(self, path):
+    def __init__(self, path, checkpoints=None):
         self.path = pathlib.Path(path)
+        self.checkpoints = checkpoints or self.path / "checkpoints"
 
     def check(self, recipe):
         """Raises ValueError where the folder holds something else than the beginning of this very run."""
@@ -199,12 +201,13 @@ class Devices:
     Args:
         strategy: "none" for one device; "mirrored" for all of TensorFlow's, by `tf.distribute.MirroredStrategy`; "jax"
             for all of JAX's, by `keras.distribution.DataParallel`.
+        hosts: `nnopt.recipes.hosts.Hosts` that train together by the strategy "jax"; None for a process alone.
 
     Raises:
         TypeError, ValueError: There is no such strategy, or the backend is not the one that it needs.
     """
 
-    def __init__(self, strategy="none"):
+    def __init__(self, strategy="none", hosts=None):
         self.strategy = check_choice("strategy", strategy, tuple(STRATEGIES))
         backend, needed = keras.backend.backend(), STRATEGIES[strategy]
         if needed not in (None, backend):
@@ -212,6 +215,8 @@ class Devices:
                 f"`strategy` {strategy!r} needs the backend {needed}: set KERAS_BACKEND={needed}. "
                 f"Received: KERAS_BACKEND={backend}"
             )
+        if hosts is not None and hosts.addresses and strategy != "jax":
+            raise ValueError(f"`strategy` must be 'jax' where hosts are given. Received: strategy={strategy!r}")
         self._distribution, self.count = None, 1
         if strategy == "mirrored":
             import tensorflow as tf
@@ -221,7 +226,10 @@ class Devices:
             self._distribution, self.count = tf.distribute.MirroredStrategy(names), len(names)
         elif strategy == "jax":
             names = keras.distribution.list_devices()
-            self._distribution, self.count = keras.distribution.DataParallel(devices=names), len(names)
+            self._distribution, self.count = (
+                keras.distribution.DataParallel(devices=names, auto_shard_dataset=False),
+                len(names),
+            )
 
     def scope(self):
         """Returns a context in which variables are made and trained on all devices."""
@@ -290,7 +298,7 @@ def choose_jit(wanted, devices, build, train, steps=3):
     return chosen
 
 
-def fit(model, train, validation, examples, epochs, folder, devices, save_every, callbacks=()):
+def fit(model, train, validation, examples, epochs, folder, devices, hosts, save_every, callbacks=()):
     """Trains a model so that a run that is killed goes on where it was.
 
     Args:
@@ -301,6 +309,7 @@ def fit(model, train, validation, examples, epochs, folder, devices, save_every,
         epochs: Number of epochs.
         folder: The `RunFolder`, which has begun.
         devices: The `Devices` on which the model was made.
+        hosts: The `nnopt.recipes.hosts.Hosts` that train together.
         save_every: Batches between two checkpoints within an epoch.
         callbacks: More callbacks, which may add to the logs of an epoch.
 
@@ -311,17 +320,18 @@ def fit(model, train, validation, examples, epochs, folder, devices, save_every,
         FloatingPointError: The loss became NaN or infinite.
     """
     history, progress = HistoryFile(folder), Progress(examples, epochs)
-    checkpoints = Resume(folder.path / "checkpoints", train, save_freq=save_every)
+    train, validation = hosts.share(train), hosts.share(validation)
+    checkpoints = Resume(folder.checkpoints, train, save_freq=save_every)
     callbacks = [*callbacks, history, progress, checkpoints]
     # Elsewhere TensorFlow, which writes these files, would take the accelerator's memory from the backend.
     if keras.backend.backend() == "tensorflow" and importlib.util.find_spec("tensorboard"):
         callbacks.insert(-1, keras.callbacks.TensorBoard(folder.path / "tensorboard", write_graph=False))
     try:
-        with devices.scope(), folder.told_of_full_disk():
+        with devices.scope(), hosts.together(), folder.told_of_full_disk():
             model.fit(train, validation_data=validation, epochs=epochs, verbose=0, callbacks=callbacks)
     finally:
         progress.close()
-        for half_written in (folder.path / "checkpoints").glob("*.tmp"):
+        for half_written in folder.checkpoints.glob("*.tmp") if hosts.index == 0 else ():
             half_written.unlink()
     epochs = len(history.epoch)  # fewer where it stopped early
     return {"epochs": epochs, "steps": epochs * len(train), **progress.measured()}

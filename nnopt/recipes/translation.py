@@ -29,6 +29,7 @@ from nnopt.data.text import END, PAD, START, UNKNOWN
 from nnopt.decoding import beam_search
 from nnopt.models import seq2seq
 from nnopt.recipes import running
+from nnopt.recipes.hosts import Hosts
 from nnopt.recipes.recipe import Recipe
 
 BATCH = 64  # sentences that are decoded at once
@@ -381,7 +382,7 @@ class _Encoder(keras.Model):
         return self.network.initial_state(source)
 
 
-def train_translation(recipe, output, *, strategy="none", save_every=200):
+def train_translation(recipe, output, *, strategy="none", save_every=200, hosts=(), index=0):
     """Trains by a recipe, tests, and writes a run folder that describes itself. Killed, it goes on where it was.
 
     The folder holds what `train_images` writes, and subwords.model (the vocabulary), and translations.tsv (source,
@@ -392,6 +393,8 @@ def train_translation(recipe, output, *, strategy="none", save_every=200):
         output: Folder of this run, new or one that the same call began.
         strategy: "none", "mirrored" (TensorFlow's devices) or "jax" (JAX's devices).
         save_every: Batches between two checkpoints within an epoch, an integer >= 1.
+        hosts, index: With strategy "jax" the addresses of all hosts that train together, and this one's place among
+            them: see `nnopt.recipes.hosts.Hosts`. Only the first one writes to `output`.
 
     Returns:
         The report, a dict.
@@ -401,11 +404,13 @@ def train_translation(recipe, output, *, strategy="none", save_every=200):
             data.
         OSError: The data set is missing, or the folder cannot be written.
         ImportError: sentencepiece or sacrebleu is not installed.
+        ConnectionError: Another host has left the training.
         FloatingPointError: The loss became NaN.
     """
-    folder = running.RunFolder(output)
+    hosts = Hosts(hosts, index)
+    folder = hosts.folder(output)
     folder.check(recipe)
-    devices = running.Devices(strategy)
+    devices = running.Devices(strategy, hosts)
     data = recipe.load()
     subwords, train, validation = prepared(recipe, data, folder)
     devices.check_batches([train.examples, validation.examples], recipe.batch_size)
@@ -417,7 +422,7 @@ def train_translation(recipe, output, *, strategy="none", save_every=200):
     with folder.alone():
         model = built(recipe, subwords, train, devices, settings["jit_compile"])
         training = running.fit(
-            model, train, validation, train.examples, recipe.epochs, folder, devices, save_every, callbacks
+            model, train, validation, train.examples, recipe.epochs, folder, devices, hosts, save_every, callbacks
         )
         network = recipe.build_network(len(subwords))  # without an optimizer
         network.set_weights(model.get_weights())
