@@ -8,7 +8,6 @@ from notebook_cells import from_scratch
 
 import nnopt
 
-
 CHAPTER = from_scratch("08_batch_normalization")
 deep_network = CHAPTER["deep_network"]
 X, Y = (part[:64] for part in nnopt.data.digits().train)
