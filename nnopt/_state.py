@@ -81,6 +81,30 @@ class SavedVariables:
             assign([variable], [value])
 
 
+def stateless(step, parts, values, data):
+    """Returns what a step gives that reads and assigns `values` instead of variables, and the values afterwards.
+
+    So JAX, which hands a training step all state and takes it back, runs a step that is written with variables.
+
+    Args:
+        step: Function of the data.
+        parts: Lists of variables.
+        values: A list of values for each of them.
+        data: What the step gets.
+
+    Example:
+
+    >>> variable = keras.Variable(1.0)
+    >>> _, ((after,),) = stateless(variable.assign_add, [[variable]], [[ops.convert_to_tensor(5.0)]], 2.0)
+    >>> float(after), float(variable.value)
+    (7.0, 1.0)
+    """
+    pairs = [pair for variables, own in zip(parts, values) for pair in zip(variables, own)]
+    with keras.StatelessScope(state_mapping=pairs) as scope:
+        result = step(data)
+    return result, tuple([scope.get_current_value(variable) for variable in variables] for variables in parts)
+
+
 def random_states():
     """Returns the states of all global random generators, as a tree of numbers, strings, lists and NumPy arrays.
 

@@ -11,6 +11,7 @@ from keras import ops
 
 from nnopt._classifiers import check_classifier, checked_examples, in_batches, logits_of, of_class, weights_of
 from nnopt._gradients import compiled, value_and_gradients
+from nnopt._state import stateless
 from nnopt.checks import check_boolean, check_choice, check_instance, check_integer, check_number
 
 NORMS = ("linf", "l2")
@@ -187,11 +188,8 @@ class AdversarialTraining(keras.Model):
         x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
         if state:
             parts = self.trainable_variables, self.non_trainable_variables
-            pairs = [pair for variables, values in zip(parts, state[0]) for pair in zip(variables, values)]
-            with keras.StatelessScope(state_mapping=pairs) as scope:
-                x = self._attacked(x, y)
-            moved = [scope.get_current_value(variable) for variable in self.non_trainable_variables]
-            state = [(state[0][0], moved, *state[0][2:])]
+            x, now = stateless(lambda pair: self._attacked(*pair), parts, state[0], (x, y))
+            state = [(*now, *state[0][2:])]
         else:
             x = self._attacked(x, y)
         try:

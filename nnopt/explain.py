@@ -35,7 +35,7 @@ def saliency(model, x, y=None):
     Reference: Simonyan, Vedaldi and Zisserman 2014, "Deep inside convolutional networks", section 3.
     """
     x, y = _checked(model, x, y)
-    return _gradient(model, x, y)[1]
+    return _gradient(model, x, y)
 
 
 def smooth_grad(model, x, y=None, *, noise=0.15, samples=32, seed=None):
@@ -62,7 +62,7 @@ def smooth_grad(model, x, y=None, *, noise=0.15, samples=32, seed=None):
     scale = noise * (x.max(axes, keepdims=True) - x.min(axes, keepdims=True))
     total = np.zeros(x.shape)
     for _ in range(check_integer("samples", samples, at_least=1)):
-        total += _gradient(model, (x + scale * random.normal(size=x.shape)).astype("float32"), y)[1]
+        total += _gradient(model, (x + scale * random.normal(size=x.shape)).astype("float32"), y)
     return total / samples
 
 
@@ -101,9 +101,9 @@ def integrated_gradients(model, x, y=None, *, baseline=0.0, steps=32):
     points, weights = np.polynomial.legendre.leggauss(check_integer("steps", steps, at_least=1))
     total = np.zeros(x.shape)
     for point, weight in zip((points + 1) / 2, weights / 2):
-        total += weight * _gradient(model, (baseline + point * (x - baseline)).astype("float32"), y)[1]
+        total += weight * _gradient(model, (baseline + point * (x - baseline)).astype("float32"), y)
     attributions = (x - baseline) * total
-    change = _gradient(model, x, y)[0] - _gradient(model, baseline, y)[0]
+    change = _logit(model, x, y) - _logit(model, baseline, y)
     return attributions, attributions.sum(tuple(range(1, x.ndim))) - change
 
 
@@ -130,35 +130,7 @@ def grad_cam(model, x, layer, y=None):
     """
     x, y = _checked(model, x, y)
     check_instance("layer", layer, keras.layers.Layer, "a layer of the model")
-    inner = layer.call
-
-    @compiled
-    def heat(weights, x, y):
-        maps, added = [], [0.0]
-
-        def call(*arguments, **options):
-            maps.append(inner(*arguments, **options))
-            return maps[-1] + added[0]
-
-        def logit(tensors):
-            added[0] = tensors[0]
-            return ops.sum(of_class(logits_of(model, weights, x), y)), None
-
-        layer.call = call
-        try:
-            logits_of(model, weights, x)
-            if len(maps) != 1 or len(getattr(maps[0], "shape", ())) != 4:
-                raise ValueError(
-                    "`layer` must be called once by the model and return (batch, height, width, channels). "
-                    f"Received: layer {layer.name!r}, which returned {[tuple(one.shape) for one in maps]}"
-                )
-            _, (gradient,) = value_and_gradients(logit, [ops.zeros_like(maps[0])])
-        finally:
-            del layer.call
-        channels = ops.mean(gradient, axis=(1, 2), keepdims=True)  # (examples, 1, 1, channels)
-        return [ops.image.resize(ops.relu(ops.sum(channels * maps[0], axis=-1, keepdims=True)), x.shape[1:3])]
-
-    return in_batches(functools.partial(heat, weights_of(model)), x, y)[0][..., 0]
+    return in_batches(functools.partial(_heat_for(model, layer), weights_of(model)), x, y)[0][..., 0]
 
 
 def occlusion(model, x, y=None, *, size=2, stride=1, fill=0.0):
@@ -186,14 +158,14 @@ def occlusion(model, x, y=None, *, size=2, stride=1, fill=0.0):
     height, width = x.shape[1:3]
     size = check_integer("size", size, at_least=1, at_most=min(height, width))
     stride = check_integer("stride", stride, at_least=1)
-    before = _gradient(model, x, y)[0]
+    before = _logit(model, x, y)
     falls, windows = np.zeros((len(x), height, width)), np.zeros((height, width))
     for top in range(0, height - size + 1, stride):
         for left in range(0, width - size + 1, stride):
             window = np.zeros((height, width), bool)
             window[top : top + size, left : left + size] = True
             covered = np.where(window[..., None], fill, x)
-            falls += (before - _gradient(model, covered, y)[0])[:, None, None] * window
+            falls += (before - _logit(model, covered, y))[:, None, None] * window
             windows += window
     return falls / np.maximum(windows, 1)
 
@@ -243,28 +215,69 @@ def deletion_curve(model, x, attributions, y=None, *, steps=16, fill=0.0, insert
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled_for(model):
-    """Returns the compiled logits, probabilities and gradients of a model, whose weights are an argument."""
+def _gradient_for(model):
+    """Returns the compiled gradient of the logit of y by x; the weights are an argument."""
 
     @compiled
     def gradient(weights, x, y):
         def logit(tensors):
-            chosen = of_class(logits_of(model, weights, tensors[0]), y)
-            return ops.sum(chosen), chosen
+            return ops.sum(of_class(logits_of(model, weights, tensors[0]), y)), None
 
-        (_, chosen), (slope,) = value_and_gradients(logit, [x])
-        return chosen, slope
+        return value_and_gradients(logit, [x])[1]
 
-    return gradient, compiled(functools.partial(logits_of, model))
+    return gradient
+
+
+@functools.lru_cache(maxsize=16)
+def _logits_for(model):
+    return compiled(lambda weights, x: [logits_of(model, weights, x)])
+
+
+@functools.lru_cache(maxsize=16)
+def _heat_for(model, layer):
+    """Returns the compiled map of `grad_cam`, (batch, height, width, 1); the weights are an argument."""
+    inner = layer.call
+
+    @compiled
+    def heat(weights, x, y):
+        maps, added = [], [0.0]
+
+        def call(*arguments, **options):
+            maps.append(inner(*arguments, **options))
+            return maps[-1] + added[0]
+
+        def logit(tensors):
+            added[0] = tensors[0]
+            return ops.sum(of_class(logits_of(model, weights, x), y)), None
+
+        layer.call = call
+        try:
+            logits_of(model, weights, x)
+            if len(maps) != 1 or len(getattr(maps[0], "shape", ())) != 4:
+                raise ValueError(
+                    "`layer` must be called once by the model and return (batch, height, width, channels). "
+                    f"Received: layer {layer.name!r}, which returned {[tuple(one.shape) for one in maps]}"
+                )
+            _, (gradient,) = value_and_gradients(logit, [ops.zeros_like(maps[0])])
+        finally:
+            del layer.call
+        channels = ops.mean(gradient, axis=(1, 2), keepdims=True)  # (examples, 1, 1, channels)
+        return [ops.image.resize(ops.relu(ops.sum(channels * maps[0], axis=-1, keepdims=True)), x.shape[1:3])]
+
+    return heat
 
 
 def _gradient(model, x, y):
-    """Returns the logits of y, (examples,), and their gradients by x."""
-    return in_batches(functools.partial(_compiled_for(model)[0], weights_of(model)), x, y)
+    return in_batches(functools.partial(_gradient_for(model), weights_of(model)), x, y)[0]
 
 
 def _logits(model, x):
-    return in_batches(lambda part: [_compiled_for(model)[1](weights_of(model), part)], x)[0]
+    return in_batches(functools.partial(_logits_for(model), weights_of(model)), x)[0]
+
+
+def _logit(model, x, y):
+    """Returns each example's logit of its class y, (examples,)."""
+    return _logits(model, x)[np.arange(len(y)), y]
 
 
 def _checked(model, x, y):

@@ -2,18 +2,16 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
+from ports import free_ports
 
 from nnopt.data import OrderedDataset
-from nnopt.recipes import running
 from nnopt.recipes.hosts import Hosts
 
 PRESET = ["--preset", "laptop", "--set", "depth=8", "width=4", "epochs=2", "batch_size=100"]
@@ -42,10 +40,10 @@ def test_another_backend_is_refused():
 
 def test_hosts_need_the_strategy_that_spreads_over_them():
     with pytest.raises(ValueError, match="`strategy` must be 'jax' where hosts are given"):
-        running.Devices("none", SimpleNamespace(addresses=["a:1", "b:1"]))
+        Hosts(["a:1", "b:1"], strategy="none")
 
 
-def test_the_hosts_rows_together_are_the_batch(monkeypatch):
+def test_the_hosts_rows_together_are_the_batch():
     data = OrderedDataset(np.arange(12), np.arange(12) * 10, batch_size=6, seed=0)
     assert Hosts().share(data) is data
     shares = []
@@ -62,7 +60,7 @@ def test_the_hosts_rows_together_are_the_batch(monkeypatch):
     np.testing.assert_array_equal(np.concatenate([share[1][0] for share in shares]), data[1][0])
 
 
-def start(index, ports, output, *more):
+def start(index, ports, output):
     """Starts one of two hosts, or with index None a process alone."""
     command = [sys.executable, "-m", "nnopt", "train", "image", *PRESET, "--save_every", "3", "--output", str(output)]
     if index is not None:
@@ -71,16 +69,6 @@ def start(index, ports, output, *more):
     environment = {**os.environ, "KERAS_BACKEND": "jax", "TF_CPP_MIN_LOG_LEVEL": "3"}
     pipe = subprocess.PIPE
     return subprocess.Popen(command, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True)
-
-
-def free_ports(count=2):
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 def epochs(text):
@@ -100,7 +88,7 @@ def weights(folder):
 @pytest.mark.thorough
 def test_two_hosts_train_one_network_and_survive_the_loss_of_one(tmp_path):
     pytest.importorskip("jax")
-    ports = free_ports()
+    ports = free_ports(2)
     texts = finished(*(start(index, ports, tmp_path / "two") for index in (0, 1)))
     assert len(epochs(texts[0])) == 2
     assert epochs(texts[0]) == epochs(texts[1])  # the same losses and accuracies on both
@@ -108,7 +96,7 @@ def test_two_hosts_train_one_network_and_survive_the_loss_of_one(tmp_path):
     for found, expected in zip(weights(tmp_path / "two"), weights(tmp_path / "one"), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-2, atol=2e-3)  # sums in another order, 48 steps of AdamW
 
-    ports, folder = free_ports(), tmp_path / "killed"
+    ports, folder = free_ports(2), tmp_path / "killed"
     pair = [start(index, ports, folder) for index in (0, 1)]
     while not list((folder / "checkpoints").glob("*.nnopt")):
         assert pair[0].poll() is None
@@ -120,7 +108,7 @@ def test_two_hosts_train_one_network_and_survive_the_loss_of_one(tmp_path):
     assert pair[0].returncode == 1
     assert "nnopt: Another host has left the training, and host 0 stops: repeat the command on all hosts" in text
     assert not (folder / "report.json").exists()
-    ports = free_ports()
+    ports = free_ports(2)
     finished(*(start(index, ports, folder) for index in (0, 1)))
     for found, expected in zip(weights(folder), weights(tmp_path / "two"), strict=True):
         np.testing.assert_array_equal(found, expected)

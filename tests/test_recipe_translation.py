@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import pytest
 import sacrebleu
+from ports import free_ports
 from small_phrases import quicken, small
 
 from nnopt import recipes
@@ -863,7 +864,7 @@ def test_two_workers_share_a_search(tmp_path):
     pytest.importorskip("keras_tuner")
     command = [sys.executable, str(ROOT / "tests" / "small_search.py")]
     alone = subprocess.run([*command, str(tmp_path / "alone")], capture_output=True, text=True, check=True)
-    place = {**os.environ, "KERASTUNER_ORACLE_IP": "127.0.0.1", "KERASTUNER_ORACLE_PORT": str(free_port())}
+    place = {**os.environ, "KERASTUNER_ORACLE_IP": "127.0.0.1", "KERASTUNER_ORACLE_PORT": str(free_ports(1)[0])}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     processes = [
         subprocess.Popen([*command, str(tmp_path / "shared")], env={**place, "KERASTUNER_TUNER_ID": name}, **pipes)
@@ -878,11 +879,3 @@ def test_two_workers_share_a_search(tmp_path):
     assert trained[0] == []  # the chief only deals
     assert sorted(trained[1] + trained[2]) == sorted(expected["trained"])
     assert all(trained[1:])
-
-
-def free_port():
-    import socket
-
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]

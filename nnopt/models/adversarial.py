@@ -10,6 +10,7 @@ from keras import ops
 
 from nnopt._gradients import value_and_gradients
 from nnopt._keras import inner_optimizer
+from nnopt._state import stateless
 from nnopt.checks import check_choice, check_instance, check_integer
 from nnopt.models._common import check_activation, check_seed, check_sizes, derived_seeds
 from nnopt.models.feedforward import mlp
@@ -236,14 +237,14 @@ class AdversarialNetwork(keras.Model):
             self.optimizer.variables,
             self.metrics_variables,
         ]
-        return _stateless(self._train, parts, *arguments)
+        return stateless(self._train, parts, *arguments)
 
     def test_step(self, *arguments):
         """Both losses, without a step."""
         if keras.backend.backend() != "jax":
             return self._test(*arguments)
         parts = [self.trainable_variables, self.non_trainable_variables, self.metrics_variables]
-        return _stateless(self._test, parts, *arguments)
+        return stateless(self._test, parts, *arguments)
 
     def _train(self, data):
         real = keras.utils.unpack_x_y_sample_weight(data)[0]
@@ -371,14 +372,6 @@ def _apply(optimizer, gradients, variables):
     values, state = optimizer.stateless_apply(_values(optimizer.variables), gradients, _values(variables))
     for variable, value in zip([*variables, *optimizer.variables], [*values, *state]):
         variable.assign(value)
-
-
-def _stateless(step, parts, state, data):
-    """Runs a step on the values of `state` instead of the variables, and returns its logs and the new values."""
-    pairs = [pair for variables, values in zip(parts, state) for pair in zip(variables, values)]
-    with keras.StatelessScope(state_mapping=pairs) as scope:
-        logs = step(data)
-    return logs, tuple([scope.get_current_value(variable) for variable in variables] for variables in parts)
 
 
 def _prepared(name, optimizer, network):

@@ -26,12 +26,13 @@ class Hosts:
     Args:
         addresses: "name:port" of each host, the first one's first; none for a process that trains alone.
         index: The place of this process among them, from 0.
+        strategy: That of the run's `Devices`, which must be "jax" where there are addresses.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong type or out of its range, or the backend is not JAX.
     """
 
-    def __init__(self, addresses=(), index=0):
+    def __init__(self, addresses=(), index=0, strategy="jax"):
         self.addresses, self.index = list(addresses), 0
         if not self.addresses:
             return
@@ -41,6 +42,8 @@ class Hosts:
         if len(set(self.addresses)) < max(2, len(self.addresses)):
             raise ValueError(f"`hosts` must name two different addresses or more. Received: {self.addresses}")
         self.index = check_integer("index", index, at_least=0, at_most=len(self.addresses) - 1)
+        if strategy != "jax":
+            raise ValueError(f"`strategy` must be 'jax' where hosts are given. Received: strategy={strategy!r}")
         if keras.backend.backend() != "jax":
             raise ValueError(
                 "`hosts` needs the backend jax: TensorFlow's MultiWorkerMirroredStrategy does not work with Keras 3. "

@@ -298,10 +298,10 @@ def train_images(recipe, output, *, strategy="none", save_every=200, hosts=(), i
         ConnectionError: Another host has left the training.
         FloatingPointError: The loss became NaN.
     """
-    hosts = Hosts(hosts, index)
+    hosts = Hosts(hosts, index, strategy)
     folder = hosts.folder(output)
     folder.check(recipe)
-    devices = running.Devices(strategy, hosts)
+    devices = running.Devices(strategy)
     data = images.load(recipe.data)
     parts = {"image_size": recipe.image_size, "batch_size": recipe.batch_size}
     train = images.training_data(data, **parts, seed=recipe.seed)

@@ -201,13 +201,12 @@ class Devices:
     Args:
         strategy: "none" for one device; "mirrored" for all of TensorFlow's, by `tf.distribute.MirroredStrategy`; "jax"
             for all of JAX's, by `keras.distribution.DataParallel`.
-        hosts: `nnopt.recipes.hosts.Hosts` that train together by the strategy "jax"; None for a process alone.
 
     Raises:
         TypeError, ValueError: There is no such strategy, or the backend is not the one that it needs.
     """
 
-    def __init__(self, strategy="none", hosts=None):
+    def __init__(self, strategy="none"):
         self.strategy = check_choice("strategy", strategy, tuple(STRATEGIES))
         backend, needed = keras.backend.backend(), STRATEGIES[strategy]
         if needed not in (None, backend):
@@ -215,8 +214,6 @@ class Devices:
                 f"`strategy` {strategy!r} needs the backend {needed}: set KERAS_BACKEND={needed}. "
                 f"Received: KERAS_BACKEND={backend}"
             )
-        if hosts is not None and hosts.addresses and strategy != "jax":
-            raise ValueError(f"`strategy` must be 'jax' where hosts are given. Received: strategy={strategy!r}")
         self._distribution, self.count = None, 1
         if strategy == "mirrored":
             import tensorflow as tf
@@ -226,10 +223,9 @@ class Devices:
             self._distribution, self.count = tf.distribute.MirroredStrategy(names), len(names)
         elif strategy == "jax":
             names = keras.distribution.list_devices()
-            self._distribution, self.count = (
-                keras.distribution.DataParallel(devices=names, auto_shard_dataset=False),
-                len(names),
-            )
+            # A host reads its own rows already: `nnopt.recipes.hosts`.
+            distribution = keras.distribution.DataParallel(devices=names, auto_shard_dataset=False)
+            self._distribution, self.count = distribution, len(names)
 
     def scope(self):
         """Returns a context in which variables are made and trained on all devices."""

@@ -407,10 +407,10 @@ def train_translation(recipe, output, *, strategy="none", save_every=200, hosts=
         ConnectionError: Another host has left the training.
         FloatingPointError: The loss became NaN.
     """
-    hosts = Hosts(hosts, index)
+    hosts = Hosts(hosts, index, strategy)
     folder = hosts.folder(output)
     folder.check(recipe)
-    devices = running.Devices(strategy, hosts)
+    devices = running.Devices(strategy)
     data = recipe.load()
     subwords, train, validation = prepared(recipe, data, folder)
     devices.check_batches([train.examples, validation.examples], recipe.batch_size)
