@@ -49,3 +49,10 @@ def test_a_layer_at_other_weights_than_its_own_keeps_its_own():
     assert float(value) == 2.0
     np.testing.assert_array_equal(ops.convert_to_numpy(gradient), A[:, None])
     np.testing.assert_array_equal(ops.convert_to_numpy(layer.kernel), np.ones((2, 1)))
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow counts its traces")
+def test_one_function_for_many_models_warns_of_no_retracing(caplog):
+    for number in range(8):
+        compiled(lambda x: [x + number])(keras.ops.zeros(2))
+    assert not caplog.records
