@@ -39,7 +39,7 @@ def compiled(function):
     if backend == "tensorflow":
         import tensorflow as tf
 
-        # A `partial` of its own: TensorFlow counts how often a piece of code is traced, and would warn of the fifth model.
+        # TensorFlow counts the traces of a piece of code, and would warn of the fifth model; a `partial` counts alone.
         return tf.function(functools.partial(function))
     return function
 

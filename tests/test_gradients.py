@@ -54,5 +54,5 @@ def test_a_layer_at_other_weights_than_its_own_keeps_its_own():
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow counts its traces")
 def test_one_function_for_many_models_warns_of_no_retracing(caplog):
     for number in range(8):
-        compiled(lambda x: [x + number])(keras.ops.zeros(2))
+        compiled(lambda x, number=number: [x + number])(keras.ops.zeros(2))
     assert not caplog.records
