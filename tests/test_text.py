@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+import nnopt
 from nnopt.callbacks import Resume
 from nnopt.data import Dataset, PairBatches, multi30k, train_subwords, wmt14
 from nnopt.data import text as module
@@ -331,6 +332,21 @@ def test_the_first_two_batches_differ_in_length_so_that_tensorflow_fixes_none():
     assert times[0] != times[1]
 
 
+@pytest.mark.parametrize("attention", [None, "luong"])
+def test_rows_that_fill_a_batch_count_nowhere(attention):
+    pairs = made_pairs(45, longest=11)
+    data, filled = PairBatches(*pairs, 8), PairBatches(*pairs, 8, divisor=4)
+    assert {labels.shape[0] for _, labels in data} == {8, 5}
+    assert {rows for rows, _ in filled.shapes} == {labels.shape[0] for _, labels in filled} == {8}
+    model = nnopt.models.seq2seq(200, 200, 6, embedding=5, cell="gru", attention=attention, seed=0)
+    jit = False if keras.backend.backend() == "tensorflow" else "auto"
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss, weighted_metrics=["accuracy"], jit_compile=jit)
+    for (x, y), (more, labels) in zip(data, filled):
+        expected = model.test_on_batch(list(x), y)
+        np.testing.assert_allclose(model.test_on_batch(list(more), labels), expected, rtol=1e-5)
+
+
 def test_batches_hold_pairs_of_similar_length():
     for (source, _), labels in PairBatches(*made_pairs(1001), 32).batches(0):
         longest = np.maximum(np.sum(source != PAD, axis=1), np.sum(labels != PAD, axis=1))
@@ -344,6 +360,7 @@ def test_batches_hold_pairs_of_similar_length():
         ({"seed": -1}, ValueError, "`seed` must be an integer >= 0"),
         ({"longest": 0}, ValueError, "`longest` must be an integer >= 1"),
         ({"width": 1.5}, TypeError, "`width` must be an integer >= 1"),
+        ({"divisor": 0}, ValueError, "`divisor` must be an integer >= 1"),
         ({"targets": [[5]]}, ValueError, r"`sources` and `targets` must be equally many. Received: 2, 1"),
         ({"longest": 1}, ValueError, "`longest` must leave some of 2 pairs. Received: longest=1"),
         ({"sources": [[4, 5, END], [6, 7]]}, ValueError, "`sources` must not hold PAD, START or END"),

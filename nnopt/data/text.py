@@ -226,6 +226,8 @@ class PairBatches(EpochPipeline):
         seed: Integer >= 0. It and the number of the epoch decide the batches.
         longest: Most subwords of a side, an integer >= 1. Pairs with a longer one are left out. END is not counted.
         width: Sequences are padded to multiples of it, an integer >= 1.
+        divisor: Batches are filled to a multiple of it with rows of PAD alone, which count nowhere, so that as many
+            devices can share each batch equally; an integer >= 1.
 
     Attributes:
         examples: Number of pairs kept.
@@ -251,10 +253,11 @@ class PairBatches(EpochPipeline):
     (1, 0.375)
     """
 
-    def __init__(self, sources, targets, batch_size, seed=0, longest=40, width=6):
+    def __init__(self, sources, targets, batch_size, seed=0, longest=40, width=6, divisor=1):
         self.batch_size = check_integer("batch_size", batch_size, at_least=1)
         self.seed = check_integer("seed", seed, at_least=0)
         longest, width = check_integer("longest", longest, at_least=1), check_integer("width", width, at_least=1)
+        self._divisor = check_integer("divisor", divisor, at_least=1)
         if len(sources) != len(targets):
             raise ValueError(f"`sources` and `targets` must be equally many. Received: {len(sources)}, {len(targets)}")
         kept = [pair for pair in zip(sources, targets) if max(map(len, pair)) <= longest]
@@ -268,7 +271,7 @@ class PairBatches(EpochPipeline):
         *shorter, last = self._cuts(np.arange(self.examples))
         # The longest first: Keras on TensorFlow takes for fixed what the first two batches have in common.
         self._by_length = [last, *shorter]
-        sizes = [(len(rows), int(self._widths[rows[-1]])) for rows in self._by_length]
+        sizes = [(len(rows) + self._missing(rows), int(self._widths[rows[-1]])) for rows in self._by_length]
         self.shapes = sorted(set(sizes))
         self.padding_share = float(1 - np.sum(lengths) / (2 * np.sum(np.prod(sizes, axis=1))))
         settings = {"examples": self.examples, "batch_size": self.batch_size, "seed": self.seed, "width": width}
@@ -294,10 +297,15 @@ class PairBatches(EpochPipeline):
         order = order[np.argsort(self._widths[order], kind="stable")]
         return np.split(order, range(self.batch_size, self.examples, self.batch_size))
 
+    def _missing(self, rows):
+        return -len(rows) % self._divisor
+
     def _batch(self, rows):
         source, labels = (side[rows, : self._widths[rows[-1]]] for side in (self._source, self._labels))
         target = np.full_like(labels, START)
         target[:, 1:] = np.where(labels == END, PAD, labels)[:, :-1]
+        if missing := self._missing(rows):
+            source, target, labels = (np.pad(side, ((0, missing), (0, 0))) for side in (source, target, labels))
         return (source, target), labels
 
 

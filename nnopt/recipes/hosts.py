@@ -73,7 +73,8 @@ class Hosts:
             yield
         except BaseException as error:
             if self.addresses:
-                atexit.register(_leave)  # runs first: JAX would wait for the others for minutes
+                status = 130 if isinstance(error, KeyboardInterrupt) else 1
+                atexit.register(_leave, status)  # runs first: JAX would wait for the others for minutes
                 if isinstance(error, Exception) and LOST.search(str(error)):
                     raise ConnectionError(
                         f"Another host has left the training, and host {self.index} stops: repeat the command on all "
@@ -109,7 +110,7 @@ class _Share(keras.utils.PyDataset):
         return keras.tree.map_structure(cut, batch)
 
 
-def _leave():
+def _leave(status):
     sys.stdout.flush()
     sys.stderr.flush()
-    _exit(1)
+    _exit(status)

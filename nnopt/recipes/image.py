@@ -299,9 +299,12 @@ def train_images(recipe, output, *, strategy="none", save_every=200, hosts=(), i
         FloatingPointError: The loss became NaN.
     """
     hosts = Hosts(hosts, index, strategy)
-    folder = hosts.folder(output)
+    with hosts.together():
+        return _train(recipe, hosts.folder(output), running.Devices(strategy), hosts, save_every)
+
+
+def _train(recipe, folder, devices, hosts, save_every):
     folder.check(recipe)
-    devices = running.Devices(strategy)
     data = images.load(recipe.data)
     parts = {"image_size": recipe.image_size, "batch_size": recipe.batch_size}
     train = images.training_data(data, **parts, seed=recipe.seed)

@@ -227,6 +227,11 @@ class Devices:
             distribution = keras.distribution.DataParallel(devices=names, auto_shard_dataset=False)
             self._distribution, self.count = distribution, len(names)
 
+    @property
+    def divisor(self):
+        """What the size of each batch must be a multiple of: JAX cuts it into equal parts, TensorFlow need not."""
+        return self.count if self.strategy == "jax" else 1
+
     def scope(self):
         """Returns a context in which variables are made and trained on all devices."""
         return contextlib.nullcontext() if self._distribution is None else self._distribution.scope()
@@ -239,7 +244,7 @@ class Devices:
             batch_size: Examples in a batch.
         """
         sizes = sorted({batch_size, *(count % batch_size for count in examples)})
-        if self.strategy == "jax" and any(size % self.count for size in sizes):
+        if any(size % self.divisor for size in sizes):
             raise ValueError(
                 f"`batch_size` must leave batches, the last of an epoch too, that {self.count} devices can share "
                 f"equally. Received: batches of {sizes}"
@@ -323,7 +328,7 @@ def fit(model, train, validation, examples, epochs, folder, devices, hosts, save
     if keras.backend.backend() == "tensorflow" and importlib.util.find_spec("tensorboard"):
         callbacks.insert(-1, keras.callbacks.TensorBoard(folder.path / "tensorboard", write_graph=False))
     try:
-        with devices.scope(), hosts.together(), folder.told_of_full_disk():
+        with devices.scope(), folder.told_of_full_disk():
             model.fit(train, validation_data=validation, epochs=epochs, verbose=0, callbacks=callbacks)
     finally:
         progress.close()

@@ -408,12 +408,15 @@ def train_translation(recipe, output, *, strategy="none", save_every=200, hosts=
         FloatingPointError: The loss became NaN.
     """
     hosts = Hosts(hosts, index, strategy)
-    folder = hosts.folder(output)
+    with hosts.together():
+        return _train(recipe, hosts.folder(output), running.Devices(strategy), hosts, save_every)
+
+
+def _train(recipe, folder, devices, hosts, save_every):
     folder.check(recipe)
-    devices = running.Devices(strategy)
     data = recipe.load()
-    subwords, train, validation = prepared(recipe, data, folder)
-    devices.check_batches([train.examples, validation.examples], recipe.batch_size)
+    devices.check_batches([], recipe.batch_size)  # the others are filled
+    subwords, train, validation = prepared(recipe, data, folder, devices.divisor)
     settings = folder.begin(recipe, devices, choose_jit)
     folder.write("subwords.model", bytes(subwords))
     callbacks = [ValidationBLEU(subwords, data.validation)]
@@ -431,13 +434,14 @@ def train_translation(recipe, output, *, strategy="none", save_every=200, hosts=
         return _report(folder, recipe, data, {**training, **settings})
 
 
-def prepared(recipe, data, folder):
+def prepared(recipe, data, folder, divisor=1):
     """Returns the vocabulary, and the training and the validation batches; nothing is written, since it may be refused.
 
     Args:
         recipe: A `TranslationRecipe`.
         data: What its `load` returned.
         folder: The `RunFolder`, whose vocabulary is taken where it has one.
+        divisor: As in `PairBatches`.
     """
     path = folder.path / "subwords.model"
     if path.exists():
@@ -446,7 +450,8 @@ def prepared(recipe, data, folder):
         with tempfile.TemporaryDirectory() as place:
             sentences = [*data.train[0], *data.train[1]]
             subwords = text.train_subwords(sentences, recipe.vocabulary, pathlib.Path(place, path.name))
-    return subwords, recipe.batches(data.train, subwords), recipe.batches(data.validation, subwords)
+    batches = [recipe.batches(part, subwords, divisor=divisor) for part in (data.train, data.validation)]
+    return subwords, *batches
 
 
 def choose_jit():
