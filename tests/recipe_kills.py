@@ -26,7 +26,8 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 
 import keras
 import kills
-from small_images import small, split_processor
+from devices import split_processor
+from small_images import small
 
 from nnopt.callbacks import _checkpoints
 from nnopt.data import images

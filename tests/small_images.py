@@ -1,13 +1,12 @@
 """The command line on 160 of the `photos`, for tests that need a process of their own.
 
-    LOGICAL_CPUS=2 python tests/small_images.py train image --preset laptop --output DIR
-
-With LOGICAL_CPUS TensorFlow splits the processor, which it does only before its first use.
+python tests/small_images.py train image --preset laptop --output DIR
 """
 
 import dataclasses
-import os
 import sys
+
+from devices import split_processor
 
 from nnopt.data import images
 
@@ -23,17 +22,8 @@ def small(name="photos", seed=0):
     return dataclasses.replace(data, **cut)
 
 
-def split_processor(count):
-    """Lets TensorFlow take the processor for several devices."""
-    import tensorflow as tf
-
-    shares = [tf.config.LogicalDeviceConfiguration()] * count
-    tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], shares)
-
-
 if __name__ == "__main__":
-    if "LOGICAL_CPUS" in os.environ:
-        split_processor(int(os.environ["LOGICAL_CPUS"]))
+    split_processor()
     from nnopt.__main__ import main
 
     images.load = small

@@ -7,6 +7,7 @@ import dataclasses
 import sys
 
 import keras
+from devices import split_processor
 
 from nnopt.data import number_phrases
 from nnopt.recipes import TranslationRecipe, translation
@@ -47,6 +48,7 @@ def quicken(patch):
 
 
 if __name__ == "__main__":
+    split_processor()
     from nnopt.__main__ import main
 
     number_phrases.phrases = small

@@ -12,6 +12,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from devices import environment
 from small_images import FAST, LOAD, small
 
 from nnopt import _keras, recipes
@@ -460,20 +461,13 @@ def test_an_unknown_strategy_is_refused():
 @pytest.mark.thorough
 @pytest.mark.parametrize(("strategy", "backend"), [("mirrored", "tensorflow"), ("jax", "jax")])
 def test_two_devices_share_the_batches_and_learn_as_one(strategy, backend, tmp_path):
-    place = {
-        **os.environ, "KERAS_BACKEND": backend, "LOGICAL_CPUS": "2",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-    }  # fmt: skip
-    if keras.backend.backend() != backend:
-        pytest.skip(f"a strategy of {backend}")
-    if backend == "jax":
-        del place["LOGICAL_CPUS"]
+    pytest.importorskip(backend)
     losses = {}
     for name, count in (("none", 1), (strategy, 2)):
         words = ["train", "image", "--preset", "laptop", "--set", *FAST, "augmentation=[]", "warmup=0.5"]
         words += ["--strategy", name, "--output", str(tmp_path / name)]
         command = [sys.executable, str(ROOT / "tests" / "small_images.py"), *words]
-        done = subprocess.run(command, env=place, capture_output=True, text=True, timeout=600)
+        done = subprocess.run(command, env=environment(backend, 2), capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stdout + done.stderr
         assert json.loads((tmp_path / name / "versions.json").read_text())["devices"] == count
         losses[name] = running.RunFolder(tmp_path / name).history()["loss"][0]
