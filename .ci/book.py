@@ -229,15 +229,12 @@ def write_tables():
 def tables(rows, lines):
     """Returns the README's tables: the statements that are decided, and each planned row in words."""
     decided = [line for line in lines if line["rows"]]
-    waiting = {
-        word: [line["id"] for line in lines if line["word"] == word]
-        for word in ("being re-decided", "not measured yet")
-    }
+    waiting = [line["id"] for line in lines if line["word"] == "not measured yet"]
     parts = ["| | the statement, in our words | word | rows | scope |", "|---|---|---|---|---|"]
     for line in decided:
         cells = line["id"], line["statement"], f"**{line['word']}**{_marks(line['marks'])}", line["rows"], line["scope"]
         parts.append(f"| {' | '.join(cells)} |")
-    parts += ["", *(f"**{word.capitalize()}:** {', '.join(ids)}." for word, ids in waiting.items() if ids), ""]
+    parts += ["", *([f"**Not measured yet:** {', '.join(waiting)}."] if waiting else []), ""]
     parts += ["<details><summary>Every planned row, with its numbers</summary>", ""]
     parts += [f"- {row['line']}" for row in rows]
     return "\n".join([*parts, "", "</details>", ""])

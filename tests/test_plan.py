@@ -105,7 +105,7 @@ def test_a_changed_plan_cell_makes_rows_exploratory_and_they_do_not_vote(book, m
     rows = results.recorded()
     assert rows[0]["marks"].startswith("exploratory")
     words = {line["id"]: line["word"] for line in results.statements(rows)}
-    assert words["LR-1"] == "being re-decided"
+    assert words["LR-1"] == "not measured yet"
 
 
 def test_rows_whose_plan_cell_changed_afterwards_do_not_vote(book, monkeypatch):
@@ -114,7 +114,7 @@ def test_rows_whose_plan_cell_changed_afterwards_do_not_vote(book, monkeypatch):
     later = {CHAPTER: plan.digest_of(SOURCE + " changed")}
     word = {n: {line["id"]: line["word"] for line in results.statements(results.recorded(), digests=d)}["LR-1"]
             for n, d in (("now", now), ("later", later))}  # fmt: skip
-    assert word == {"now": "holds", "later": "being re-decided"}
+    assert word == {"now": "holds", "later": "not measured yet"}
 
 
 def test_a_planned_row_that_is_deleted_is_caught(book, monkeypatch):

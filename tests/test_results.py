@@ -25,7 +25,7 @@ def test_there_are_41_statements_with_ids_of_their_own():
         (["supported", "refuted"], "depends"), (["supported", "depends on the grid"], "depends"),
         (["supported", "inconclusive"], "holds in part"), (["supported", "negligible"], "holds in part"),
         (["refuted", "inconclusive"], "fails in part"), (["negligible", "negligible"], "makes no difference here"),
-        (["negligible", "inconclusive"], "open"), (["not testable here"], "open"), ([], "being re-decided"),
+        (["negligible", "inconclusive"], "open"), (["not testable here"], "open"), ([], "not measured yet"),
     ],
 )  # fmt: skip
 def test_the_rows_of_a_statement_become_one_word(words, word):

@@ -14,7 +14,6 @@ VERDICTS = (
 PAIRS = ("chapter", "claim", "block", "seed", "treatment", "control")
 ARTICLE = Path(__file__).with_name("article.csv")  # the 41 statements of the article, in our words
 COLUMNS = ("id", "section", "statement", "notebook", "word", "p", "marks", "rows", "scope")
-LAST_WRITTEN = "10"  # number of the last chapter that stands
 LEVEL = 0.01  # of Holm's procedure across the statements
 
 
@@ -120,8 +119,7 @@ def statements(rows, second=(), digests=None):
 
     All supported (or exact): "holds". All refuted: "fails". Both, or one that depends on the grid: "depends". Supported
     beside undecided: "holds in part"; refuted beside undecided: "fails in part". All negligible: "makes no difference
-    here". Else "open". Without a primary row it reads "being re-decided", or "not measured yet" where the chapter is
-    not written.
+    here". Else "open". Without a primary row it reads "not measured yet".
 
     Args:
         rows: Rows of verdicts.csv.
@@ -155,9 +153,8 @@ def statements(rows, second=(), digests=None):
             votes.append(row)
         p = max((float(row["p"]) for row in votes if row["p"] not in ("", "nan")), default=None)
         names = ", ".join(f"{row['claim']} {row['word']}" for row in votes)
-        scope = "; ".join(dict.fromkeys(f"{row['scope']}, {row['blocks']} blocks" for row in votes))
-        waits = "being re-decided" if statement["notebook"] <= LAST_WRITTEN else "not measured yet"
-        word = _word_of([row["word"] for row in votes]) if votes else "open" if marks else waits
+        scope = "; ".join(dict.fromkeys(map(_scope, votes)))
+        word = _word_of([row["word"] for row in votes]) if votes else "open" if marks else "not measured yet"
         lines.append({**statement, "word": word, "p": p, "marks": marks, "rows": names, "scope": scope})
     _mark_by_holm([line for line in lines if line["p"] is not None])
     for line in lines:
@@ -189,6 +186,10 @@ class Ledger:
 def _votes(row, digests):
     """Whether a row stands in a plan that is still the one it was measured by."""
     return bool(row["plan"]) and (digests is None or digests.get(row["chapter"]) == row["digest"])
+
+
+def _scope(row):
+    return row["scope"] + (f", {row['blocks']} blocks" if row["word"] != "exact" else "")
 
 
 def _word_of(words):
