@@ -65,3 +65,9 @@ def without_tensorflow_notices():
         lines.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):  # a child of the import may hold the other end open
             lines.wait(timeout=5)
+
+
+def import_tensorflow():
+    """Imports TensorFlow without its notices; on the other backends Keras would, with them, at its first `fit`."""
+    with without_tensorflow_notices():
+        import tensorflow  # noqa: F401

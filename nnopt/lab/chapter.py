@@ -5,6 +5,7 @@ import contextlib
 import keras
 
 from nnopt import _backend
+from nnopt._start import import_tensorflow
 from nnopt.checks import check_integer
 from nnopt.lab import plots
 
@@ -19,6 +20,7 @@ def open_chapter(threads=1):
     """
     check_integer("threads", threads, at_least=1)
     plots.use_style()
+    import_tensorflow()
     if keras.backend.backend() == "tensorflow":
         # Too late where something has been computed: the chapter then runs on the threads that there are.
         with contextlib.suppress(RuntimeError):

@@ -9,6 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nnopt import _backend
+from nnopt._start import import_tensorflow
 from nnopt._state import seeded
 from nnopt.checks import check_callable, check_choice, check_integer, check_seeds, identity, shown
 
@@ -89,6 +90,7 @@ def _in_a_process(function, threads, setting, seed):
 def _loaded(function, threads):
     # Sums over other numbers of threads have other last bits; operations side by side only take from other processes.
     _backend.threads(threads, operations=1)
+    import_tensorflow()
     return pickle.loads(function)
 
 
