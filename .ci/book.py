@@ -147,6 +147,8 @@ def run_one(path, environment, store=True, folder=RESULTS):
         ended = subprocess.run(command, env=environment, capture_output=True, text=True)
         print(f"{path.relative_to(ROOT)}: {(ended.stdout or ended.stderr[-6000:]).strip()}", flush=True)
         if ended.returncode:
+            if any(Path(recorded).iterdir()):  # the rows of a run whose outputs were refused
+                shutil.copytree(recorded, DONE / "refused" / path.stem, dirs_exist_ok=True)
             return False
         if full:
             with LEDGER:
