@@ -4,6 +4,7 @@ import functools
 import itertools
 import pickle
 import re
+import warnings
 
 import numpy as np
 from tqdm import tqdm
@@ -79,7 +80,10 @@ def _side_by_side(train, tasks, processes):
 
     function, threads = cloudpickle.dumps(train), _backend.threads()
     calls = (delayed(_in_a_process)(function, threads, *task) for task in tasks)
-    return Parallel(processes, return_as="generator", batch_size=1, max_nbytes=None)(calls)
+    with warnings.catch_warnings():
+        # A process whose memory has grown is replaced, and its run given to the next.
+        warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
+        yield from Parallel(processes, return_as="generator", batch_size=1, max_nbytes=None)(calls)
 
 
 def _in_a_process(function, threads, setting, seed):
