@@ -101,9 +101,7 @@ def _recipe(kind, recipe_class, arguments):
     """Returns the recipe that the words describe, and the other options."""
     shown = "\n\n".join(f"{name}: {function.__doc__.strip()}" for name, function in recipe_class.presets.items())
     parser = jsonargparse.ArgumentParser(f"python -m nnopt train {kind}", description=f"Presets:\n\n{shown}", **STRICT)
-    parser.add_argument(
-        "--preset", choices=tuple(recipe_class.presets), required=True, help="what the rest starts from"
-    )
+    parser.add_argument("--preset", choices=tuple(recipe_class.presets), required=True, help="what to start from")
     parser.add_argument("--output", required=True, help="folder of this run; the same command again goes on in it")
     parser.add_argument("--strategy", choices=tuple(STRATEGIES), default="none", help="spreads batches over devices")
     parser.add_argument("--hosts", default="", help="with --strategy jax name:port of all hosts, the first one's first")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nnopt.lab.results import ARTICLE, Ledger, figures_folder, read, statements
+from nnopt.lab.results import ARTICLE, figures_folder, read, statements
 
 
 def row(claim="LR-1", word="supported", role="primary", p=1e-9, marks="", plan="abc"):
@@ -56,12 +56,6 @@ def test_holms_procedure_runs_across_the_statements():
     # sorted p: 1e-6 <= 0.01 / 4, 0.004 > 0.01 / 3: from there on none passes; a statement's p is its rows' largest
     assert marks["LR-3"] == ""
     assert marks["LR-1"] == marks["LR-2"] == marks["BN-1"] == "not after Holm"
-
-
-def test_a_ledger_keeps_what_a_chapter_without_a_plan_found():
-    ledger = Ledger("05_x")
-    assert ledger.record("a verdict") == "a verdict"
-    assert ledger.verdicts() == ["a verdict"]
 
 
 def test_figures_go_where_the_environment_says(tmp_path, monkeypatch):

@@ -5,14 +5,13 @@ from nnopt.lab.chapter import open_chapter
 from nnopt.lab.evidence import Claim, Verdict
 from nnopt.lab.grid import SweepResult, run_grid
 from nnopt.lab.plan import Block, BlockRuns, Plan, run_blocks
-from nnopt.lab.results import Ledger, statements
+from nnopt.lab.results import statements
 from nnopt.lab.training import sweep
 
 __all__ = [
     "Block",
     "BlockRuns",
     "Claim",
-    "Ledger",
     "Plan",
     "SweepResult",
     "Verdict",

@@ -153,7 +153,8 @@ def statements(rows, second=(), digests=None):
             votes.append(row)
         p = max((float(row["p"]) for row in votes if row["p"] not in ("", "nan")), default=None)
         names = ", ".join(f"{row['claim']} {row['word']}" for row in votes)
-        scope = "; ".join(dict.fromkeys(map(_scope, votes)))
+        blocks = [", {blocks} blocks".format(**row) if row["word"] != "exact" else "" for row in votes]
+        scope = "; ".join(dict.fromkeys(row["scope"] + some for row, some in zip(votes, blocks)))
         word = _word_of([row["word"] for row in votes]) if votes else "open" if marks else "not measured yet"
         lines.append({**statement, "word": word, "p": p, "marks": marks, "rows": names, "scope": scope})
     _mark_by_holm([line for line in lines if line["p"] is not None])
@@ -167,29 +168,9 @@ def statement_of(claim):
     return re.split(r"[ ,]", claim, maxsplit=1)[0]
 
 
-class Ledger:
-    """The exploratory verdicts of a chapter without a plan, for its last cell; nothing is written to a file."""
-
-    def __init__(self, chapter):
-        self.chapter, self._verdicts = chapter, []
-
-    def record(self, verdict):
-        """Keeps a `Verdict` and returns it."""
-        self._verdicts.append(verdict)
-        return verdict
-
-    def verdicts(self):
-        """Returns the verdicts in their order."""
-        return list(self._verdicts)
-
-
 def _votes(row, digests):
     """Whether a row stands in a plan that is still the one it was measured by."""
     return bool(row["plan"]) and (digests is None or digests.get(row["chapter"]) == row["digest"])
-
-
-def _scope(row):
-    return row["scope"] + (f", {row['blocks']} blocks" if row["word"] != "exact" else "")
 
 
 def _word_of(words):
