@@ -68,6 +68,6 @@ def without_tensorflow_notices():
 
 
 def import_tensorflow():
-    """Imports TensorFlow without its notices; on the other backends Keras would, with them, at its first `fit`."""
+    """Imports TensorFlow without its notices; `keras.utils.set_random_seed` would, with them, on any backend."""
     with without_tensorflow_notices():
         import tensorflow  # noqa: F401

@@ -12,7 +12,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from devices import environment
+from devices import losses_on_one_and_two
 from small_images import FAST, LOAD, small
 
 from nnopt import _keras, recipes
@@ -462,17 +462,10 @@ def test_an_unknown_strategy_is_refused():
 @pytest.mark.parametrize(("strategy", "backend"), [("mirrored", "tensorflow"), ("jax", "jax")])
 def test_two_devices_share_the_batches_and_learn_as_one(strategy, backend, tmp_path):
     pytest.importorskip(backend)
-    losses = {}
-    for name, count in (("none", 1), (strategy, 2)):
-        words = ["train", "image", "--preset", "laptop", "--set", *FAST, "augmentation=[]", "warmup=0.5"]
-        words += ["--strategy", name, "--output", str(tmp_path / name)]
-        command = [sys.executable, str(ROOT / "tests" / "small_images.py"), *words]
-        done = subprocess.run(command, env=environment(backend, 2), capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert json.loads((tmp_path / name / "versions.json").read_text())["devices"] == count
-        losses[name] = running.RunFolder(tmp_path / name).history()["loss"][0]
+    words = ["small_images.py", "train", "image", "--preset", "laptop", "--set", *FAST, "augmentation=[]", "warmup=0.5"]
+    one, two = losses_on_one_and_two(words, strategy, backend, tmp_path)
     # JAX normalizes over the whole batch, as one device does; TensorFlow's replicas each over their half.
-    assert losses[strategy] == pytest.approx(losses["none"], rel=1e-3 if strategy == "jax" else 0.2)
+    assert two == pytest.approx(one, rel=1e-3 if strategy == "jax" else 0.2)
 
 
 def test_jax_refuses_batches_that_its_devices_cannot_share():

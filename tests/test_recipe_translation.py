@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import pytest
 import sacrebleu
-from devices import environment
+from devices import losses_on_one_and_two
 from ports import free_ports
 from small_phrases import FAST, quicken, small
 
@@ -864,17 +864,10 @@ def test_kills_change_nothing(backend, task):
 @pytest.mark.parametrize(("strategy", "backend"), [("mirrored", "tensorflow"), ("jax", "jax")])
 def test_two_devices_share_the_batches_and_learn_as_one(strategy, backend, tmp_path):
     pytest.importorskip(backend)
-    losses = {}
-    for name, count in (("none", 1), (strategy, 2)):
-        words = ["train", "translation", "--preset", "laptop", "--set", *FAST, "pairs=115", "epochs=1"]
-        command = [sys.executable, str(ROOT / "tests" / "small_phrases.py"), *words]
-        command += ["--strategy", name, "--output", str(tmp_path / name)]
-        done = subprocess.run(command, env=environment(backend, 2), capture_output=True, text=True, timeout=900)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert json.loads((tmp_path / name / "versions.json").read_text())["devices"] == count
-        losses[name] = running.RunFolder(tmp_path / name).history()["loss"][0]
+    words = ["small_phrases.py", "train", "translation", "--preset", "laptop", "--set", *FAST, "pairs=115", "epochs=1"]
+    one, two = losses_on_one_and_two(words, strategy, backend, tmp_path)
     # JAX takes the mean over the whole batch, as one device does; TensorFlow's replicas each over their own words.
-    assert losses[strategy] == pytest.approx(losses["none"], rel=1e-4 if strategy == "jax" else 0.05)
+    assert two == pytest.approx(one, rel=1e-4 if strategy == "jax" else 0.05)
 
 
 @pytest.mark.thorough

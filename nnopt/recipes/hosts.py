@@ -75,7 +75,7 @@ class Hosts:
             if self.addresses:
                 status = 130 if isinstance(error, KeyboardInterrupt) else 1
                 atexit.register(_leave, status)  # runs first: JAX would wait for the others for minutes
-                if isinstance(error, Exception) and LOST.search(str(error)):
+                if isinstance(error, RuntimeError) and LOST.search(str(error)):  # no download that failed, say
                     raise ConnectionError(
                         f"Another host has left the training, and host {self.index} stops: repeat the command on all "
                         "hosts to go on from the last checkpoint."
